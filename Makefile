@@ -1,0 +1,57 @@
+# The two commands: `make demo` and `make test`. Each sets up what it needs on a fresh clone.
+SHELL := /bin/bash
+TOOLS := .tools
+UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+READY := .venv/.ready
+RUN := $(UV) run --frozen --no-sync
+# Two of everything fit a small machine; torch would otherwise start a thread per core and process.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test test-all check format coverage bench-kernels clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: $(READY)  ## Create the environment (.venv); the other targets do it themselves
+
+$(TOOLS)/bin/uv:
+	@echo "== uv is not installed: putting it into $(TOOLS)/"
+	@python3 -m venv $(TOOLS) 2>/dev/null && $(TOOLS)/bin/python -m pip install --quiet uv \
+	  || { rm -rf $(TOOLS); python3 -m pip install --quiet --target $(TOOLS) uv; } \
+	  || { echo "Could not install uv: python3 has neither venv nor pip."; exit 1; }
+
+$(READY): pyproject.toml uv.lock $(if $(filter $(TOOLS)/bin/uv,$(UV)),$(TOOLS)/bin/uv)
+	@test -d .venv || { \
+	  free=$$(df --output=avail -BG . | tail -1 | tr -dc 0-9); \
+	  echo "== Creating .venv: about 10 GB with SGLang's CUDA wheels ($$free GB free here)."; \
+	  echo "   Once; a few minutes, depending on the network."; \
+	  test $$free -ge 12 || { echo "Not enough disk space: 12 GB are needed."; exit 1; }; }
+	@UV_HTTP_TIMEOUT=300 $(UV) sync --frozen
+	@touch $@
+
+demo: $(READY)  ## Prune a real clip and draw what the draft would keep
+	$(RUN) python -m examples.pruned_clip
+
+test: $(READY)  ## Every test that runs without a GPU in reasonable time
+	$(RUN) pytest -m "not slow"
+
+test-all: $(READY)  ## The slow tests too
+	$(RUN) pytest
+
+check: $(READY)  ## Formatting, lint, types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: $(READY)  ## Format and fix what can be fixed
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+coverage: $(READY)  ## Line and branch coverage of the reference
+	$(RUN) pytest tests/reference --cov --cov-report=term-missing
+
+bench-kernels: $(READY)  ## Kernel timings (pytest-benchmark)
+	$(RUN) pytest benchmarks/kernels --benchmark-only
+
+clean:  ## Remove the environment and everything built
+	rm -rf .venv $(TOOLS) .cache .coverage demo

@@ -1,0 +1,43 @@
+"""Replacing functions of SGLang in one process, everywhere they were already imported to."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+_MARK = "__specvlm_original__"
+
+
+def replace_function(
+    module_name: str, attribute: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Replace ``module.attribute`` (``attribute`` may be ``Class.method``) by ``make(original)``.
+
+    ``from module import attribute`` copies the reference at import time, so every loaded module
+    that holds the original is rebound too. A second call is a no-op.
+
+    SGLang's own ``HookRegistry`` does the same for plugins, but imports its targets in every
+    process at load time and only logs failures; ours is called where the target is in use
+    already, and raises.
+    """
+    owner: Any = importlib.import_module(module_name)
+    *path, name = attribute.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original = getattr(owner, name)
+    if hasattr(original, _MARK):
+        return
+    replacement = make(original)
+    setattr(replacement, _MARK, original)
+    setattr(owner, name, replacement)
+    if path:
+        return
+    for module in list(sys.modules.values()):
+        if not isinstance(module, types.ModuleType) or module is owner:
+            continue
+        for held_as, value in list(vars(module).items()):
+            if value is original:
+                setattr(module, held_as, replacement)

@@ -1,0 +1,64 @@
+"""The door: SGLang's plugin entry points call this module, and it registers, nothing else.
+
+SGLang loads it in every process it starts, before it parses its arguments; imports stay local.
+"""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+def activate_cpu_platform() -> str | None:
+    """Entry point ``sglang.srt.platforms``: our CPU platform where no accelerator is.
+
+    Returns
+    -------
+    str or None
+        The class path of the platform, or None where SGLang has a device of its own.
+    """
+    from specvlm_sglang.cpu import activation
+    from specvlm_sglang.host import contract
+
+    if not activation.is_wanted():
+        return None
+    try:
+        contract.require_version()
+    except contract.HostMismatchError as mismatch:
+        logger.error("%s", mismatch)
+        return None
+    activation.prepare_process()
+    return "specvlm_sglang.cpu.platform.TorchCpuPlatform"
+
+
+def register() -> None:
+    """Entry point ``sglang.srt.plugins``: everything else that SGLang should know of."""
+    from specvlm_sglang.cpu import activation
+    from specvlm_sglang.host import contract
+
+    try:
+        contract.require_version()
+    except contract.HostMismatchError as mismatch:
+        logger.error("%s", mismatch)
+        return
+    from specvlm_sglang.host import flags, video
+
+    flags.install(after_parsing=apply_config)
+    video.install()
+    if activation.is_wanted():
+        from specvlm_sglang.cpu import attention
+
+        attention.register()
+    apply_config()
+
+
+def apply_config() -> None:
+    """Install what the settings in the environment ask for; idempotent."""
+    from specvlm_sglang.config import SpecVLMConfig
+
+    if SpecVLMConfig.from_environment().exact_vision:
+        from specvlm_sglang.host import exact_vision
+
+        exact_vision.install_in_model()
+        exact_vision.install_in_processor()
