@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 _TRUE = ("1", "true", "yes", "on")
-_FALSE = ("0", "false", "no", "off", "")
+_FALSE = ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class SpecVLMConfig:
 
     Attributes
     ----------
+    retention
+        Share of the video tokens that the draft KEEPS, in (0, 1]; 0.1 prunes 90 %.
+    top_p
+        Share of the attention mass that Stage I retains, in [0, 1].
+    policy
+        Pruning policy, one of `specvlm_sglang.policies.POLICIES`.
+    max_query_rows
+        At most this many tokens after the last video token score the video, the newest ones.
+    draft_kv_tokens
+        Slots of the draft's private KV cache; None sizes it from ``retention``.
     exact_vision
         Compute Qwen2.5-VL videos as its authors' and transformers' code does: the vision tower's
         full-attention blocks attend within each temporal grid, and M-RoPE gets the clip's true
@@ -29,7 +40,26 @@ class SpecVLMConfig:
         must not change anybody's answers.
     """
 
+    retention: float = 0.1
+    top_p: float = 0.4
+    policy: str = "specvlm"
+    max_query_rows: int = 256
+    draft_kv_tokens: int | None = None
     exact_vision: bool = False
+
+    def __post_init__(self) -> None:
+        from specvlm_sglang.policies import check_policy, check_retention
+
+        check_retention(self.retention, _flag("retention"))
+        check_policy(self.policy, _flag("policy"))
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"{_flag('top_p')}={self.top_p} must lie in [0, 1]")
+        if self.max_query_rows < 1:
+            raise ValueError(f"{_flag('max_query_rows')}={self.max_query_rows} must be at least 1")
+        if self.draft_kv_tokens is not None and self.draft_kv_tokens < 2:
+            raise ValueError(
+                f"{_flag('draft_kv_tokens')}={self.draft_kv_tokens} must be at least 2"
+            )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> SpecVLMConfig:
@@ -38,32 +68,135 @@ class SpecVLMConfig:
         Raises
         ------
         ValueError
-            A value that cannot be used; the message names variable, value and range.
+            A value that cannot be used; the message names the setting, the value and the range.
         """
         environment = os.environ if environment is None else environment
-        return cls(exact_vision=_read_switch(environment, "SPECVLM_EXACT_VISION"))
+        given: dict[str, Any] = {}
+        for name, read in _READERS.items():
+            text = environment.get(_variable(name), "").strip()
+            if text:
+                try:
+                    given[name] = read(text)
+                except ValueError as error:
+                    raise ValueError(f"{_variable(name)}={text!r}: {error}") from None
+        return cls(**given)
+
+    def default_draft_kv_tokens(
+        self, target_tokens: int, *, max_running_requests: int, reserve: int
+    ) -> int:
+        """Slots of the draft's KV cache that serve what the target's pool can hold.
+
+        The kept share of every target token, the text around the videos (a quarter of the target's
+        tokens, which also serves requests without video), and each running request's reserve.
+
+        Parameters
+        ----------
+        target_tokens
+            Slots of the target's KV cache.
+        max_running_requests
+            Requests that run at once.
+        reserve
+            Slots that a running request holds beyond its committed tokens.
+        """
+        share = min(1.0, self.retention + 0.25)
+        return min(target_tokens, int(target_tokens * share) + max_running_requests * reserve)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{entry.name}={getattr(self, entry.name)}" for entry in fields(self))
 
 
-def _read_switch(environment: Mapping[str, str], name: str) -> bool:
-    value = environment.get(name, "").strip().lower()
-    if value not in _TRUE + _FALSE:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(_TRUE + _FALSE[:-1])}")
-    return value in _TRUE
+def _variable(name: str) -> str:
+    return f"SPECVLM_{name.upper()}"
+
+
+def _flag(name: str) -> str:
+    return f"--specvlm-{name.replace('_', '-')}"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("not a number") from None
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("not an integer") from None
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in _TRUE + _FALSE:
+        raise ValueError(f"must be one of {', '.join(_TRUE + _FALSE)}")
+    return text.lower() in _TRUE
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "retention": _number,
+    "top_p": _number,
+    "policy": str,
+    "max_query_rows": _integer,
+    "draft_kv_tokens": _integer,
+    "exact_vision": _switch,
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the ``--specvlm-*`` flags to SGLang's argument parser."""
-    group = parser.add_argument_group("SpecVLM", "speculative decoding for video LLMs")
+    """Add the ``--specvlm-*`` flags to SGLang's argument parser.
+
+    Their defaults stay None, so that a flag which was not given leaves its variable alone.
+    """
+    from specvlm_sglang.policies import POLICIES
+
+    group = parser.add_argument_group(
+        "SpecVLM",
+        "Speculative decoding for video LLMs (--speculative-algorithm SPECVLM). Each flag can also "
+        "be set by its variable: --specvlm-retention by SPECVLM_RETENTION.",
+    )
+    group.add_argument(
+        "--specvlm-retention",
+        type=float,
+        help="Share of the video tokens that the draft keeps, in (0, 1]. Default: 0.1.",
+    )
+    group.add_argument(
+        "--specvlm-top-p",
+        type=float,
+        help="Share of the video's attention mass that Stage I retains. Default: 0.4.",
+    )
+    group.add_argument(
+        "--specvlm-policy", help=f"Pruning policy: {', '.join(POLICIES)}. Default: specvlm."
+    )
+    group.add_argument(
+        "--specvlm-max-query-rows",
+        type=int,
+        help="At most this many tokens after the video score it. Default: 256.",
+    )
+    group.add_argument(
+        "--specvlm-draft-kv-tokens",
+        type=int,
+        help="Slots of the draft's KV cache. Default: sized from the retention.",
+    )
     group.add_argument(
         "--specvlm-exact-vision",
         action="store_true",
         default=None,
         help="Compute Qwen2.5-VL video features and M-RoPE times as transformers does (SGLang "
-        "0.5.23 differs when a video has several temporal grids). Also SPECVLM_EXACT_VISION=1.",
+        "0.5.23 differs when a video has several temporal grids).",
     )
 
 
 def export_flags(arguments: argparse.Namespace) -> None:
-    """Write the flags that were given to the environment, for this and all child processes."""
-    if getattr(arguments, "specvlm_exact_vision", None):
-        os.environ["SPECVLM_EXACT_VISION"] = "1"
+    """Write the flags that were given to the environment, for this and all child processes.
+
+    Raises
+    ------
+    ValueError
+        A value out of range; the message names the flag.
+    """
+    for name in _READERS:
+        value = getattr(arguments, f"specvlm_{name}", None)
+        if value is not None:
+            os.environ[_variable(name)] = str(int(value) if isinstance(value, bool) else value)
+    SpecVLMConfig.from_environment()

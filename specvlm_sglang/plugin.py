@@ -46,6 +46,9 @@ def register() -> None:
 
     flags.install(after_parsing=apply_config)
     video.install()
+    from specvlm_sglang import algorithm
+
+    algorithm.register()
     if activation.is_wanted():
         from specvlm_sglang.cpu import attention
 

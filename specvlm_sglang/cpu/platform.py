@@ -54,6 +54,12 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Whether a draft of ``algorithm`` may use ``backend`` here."""
         return backend == BACKEND_NAME
 
+    def get_speculative_cache_locs_fn(self) -> Any:
+        """Return our gather of the slots that a verify or draft-extend pass writes."""
+        from specvlm_sglang.cpu.kernels import cache_locs
+
+        return cache_locs.assign_extend_cache_locs
+
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Fill in what the user left open; explicit flags win.
 

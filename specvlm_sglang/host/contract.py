@@ -42,7 +42,7 @@ class Symbol:
         module_name, _, attribute = self.path.partition(":")
         try:
             found: object = importlib.import_module(module_name)
-        except ImportError as error:
+        except Exception as error:  # a broken import is a mismatch too
             return f"{module_name}: cannot be imported ({error})"
         for name in attribute.split("."):
             # Dataclass fields without a default live in the annotations only.

@@ -59,3 +59,114 @@ declare(
         ),
     ),
 )
+
+declare(
+    "algorithm",
+    (
+        Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.register", ("spec_class",)),
+        Symbol("sglang.srt.speculative.spec_registry:CustomSpecAlgo.handle_server_args"),
+        Symbol(
+            "sglang.srt.managers.overlap_utils:FutureMap",
+            ("device", "spec_algo", "needs_cpu_seq_lens", "needs_confidence_relay"),
+        ),
+    ),
+)
+
+_EAGLE = "sglang.srt.speculative.eagle_worker_v2"
+_COMMON = "sglang.srt.speculative.eagle_worker_common"
+_SCHEDULE = "sglang.srt.managers.schedule_batch"
+_FORWARD = "sglang.srt.model_executor.forward_batch_info"
+
+declare(
+    "worker",
+    (
+        Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneWorkerV2"),
+        Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneDraftWorker"),
+        Symbol(
+            f"{_EAGLE}:EAGLEWorkerV2._forward_prefill_batch",
+            ("batch", "on_publish", "pp_proxy_tensors", "coordination_plan"),
+        ),
+        Symbol(f"{_EAGLE}:EAGLEWorkerV2.verify", ("batch", "grammar_barrier")),
+        Symbol(f"{_EAGLE}:EagleDraftWorker.draft", ("batch", "with_topology")),
+        Symbol(f"{_EAGLE}:EagleDraftWorker.draft_forward", ("forward_batch",)),
+        Symbol(
+            f"{_EAGLE}:EagleDraftWorker._draft_extend_for_decode",
+            ("batch", "batch_result", "kv_loc_plan"),
+        ),
+        Symbol(
+            f"{_COMMON}:prepare_for_draft",
+            (
+                "draft_input",
+                "req_to_token_pool",
+                "batch",
+                "cuda_graph_runner",
+                "draft_model_runner",
+                "topk",
+                "num_steps",
+                "target_translator",
+                "num_draft_tokens",
+            ),
+        ),
+        Symbol(
+            f"{_COMMON}:build_eagle_verify_input",
+            (
+                "batch",
+                "draft_input",
+                "parent_list",
+                "top_scores_index",
+                "draft_tokens",
+                "draft_probs",
+                "target_worker",
+                "topk",
+                "num_steps",
+                "num_draft_tokens",
+                "tree_mask_mode",
+                "device",
+            ),
+        ),
+        Symbol(
+            "sglang.kernels.ops.speculative.cache_locs:assign_extend_cache_locs_uniform_func",
+            (
+                "req_pool_indices",
+                "req_to_token",
+                "start_offset",
+                "batch_size",
+                "draft_token_num",
+                "device",
+            ),
+        ),
+        Symbol("sglang.srt.speculative.spec_utils:renorm_draft_probs", ("next_token_logits",)),
+        Symbol("sglang.srt.speculative.spec_utils:draft_tp_context", ("layout",)),
+        Symbol(
+            "sglang.srt.managers.tp_worker:TpModelWorker.alloc_memory_pool",
+            ("memory_pool_config", "req_to_token_pool", "token_to_kv_pool_allocator"),
+        ),
+        Symbol("sglang.srt.mem_cache.memory_pool:ReqToTokenPool.attach_aux_cache", ("aux_cache",)),
+        Symbol("sglang.srt.mem_cache.memory_pool:ReqToTokenPool.free_rows", ("indices",)),
+        Symbol(
+            f"{_FORWARD}:ForwardBatch.init_new",
+            (
+                "batch",
+                "model_runner",
+                "capture_hidden_mode",
+                "return_hidden_states_before_norm",
+            ),
+        ),
+        Symbol(
+            f"{_FORWARD}:ForwardBatch.compute_spec_mrope_positions",
+            ("model_runner", "batch", "seq_positions"),
+        ),
+        Symbol(f"{_SCHEDULE}:Req._compute_max_prefix_len", ("input_len",)),
+        Symbol(f"{_SCHEDULE}:MultimodalDataItem.offsets"),
+        Symbol(f"{_SCHEDULE}:MultimodalInputs.mrope_position_delta"),
+        Symbol(
+            "sglang.srt.managers.mm_utils:prepare_mm_inputs",
+            ("input_ids", "forward_batch", "language_model"),
+        ),
+        Symbol(
+            "sglang.srt.managers.scheduler_components.internal_state:"
+            "SchedulerInternalStateController._add_speculative",
+            ("state",),
+        ),
+    ),
+)

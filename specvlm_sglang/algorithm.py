@@ -1,0 +1,204 @@
+"""SPECVLM as SGLang sees it: a registered speculative algorithm, its arguments and refusals."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.host import contract
+
+logger = logging.getLogger(__name__)
+
+NAME = "SPECVLM"
+DEFAULT_NUM_STEPS = 3
+DEFAULT_MAX_RUNNING_REQUESTS = 48
+# Backends whose draft decode reads per-branch pages (topk > 1 with page_size > 1).
+_PAGED_TREE_BACKENDS = ("flashinfer", "fa3", "triton")
+
+# flag -> (attribute, the value that means "off", why it is refused)
+_UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
+    ("--pipeline-parallel-size", "pp_size", 1, "the draft reads the scores of every layer"),
+    ("--enable-dp-attention", "enable_dp_attention", False, "the draft's KV cache is private"),
+    (
+        "--disaggregation-mode",
+        "disaggregation_mode",
+        "null",
+        "the draft's pruned KV cache is not transferred",
+    ),
+    (
+        "--enable-hierarchical-cache",
+        "enable_hierarchical_cache",
+        False,
+        "the draft's KV cache has slots of its own",
+    ),
+    (
+        "--enable-unified-memory",
+        "enable_unified_memory",
+        False,
+        "the draft's KV cache has slots of its own",
+    ),
+    ("--enable-hisparse", "enable_hisparse", False, "the draft's KV cache has slots of its own"),
+    (
+        "--speculative-use-rejection-sampling",
+        "speculative_use_rejection_sampling",
+        False,
+        "SPECVLM verifies against the target's distribution alone",
+    ),
+    ("--speculative-adaptive", "speculative_adaptive", False, "it was not tried with SPECVLM"),
+    (
+        "--speculative-token-map",
+        "speculative_token_map",
+        None,
+        "the draft is a complete model with its own output layer",
+    ),
+    (
+        "--speculative-draft-window-size",
+        "speculative_draft_window_size",
+        None,
+        "SPECVLM decides itself what the draft reads",
+    ),
+    ("--enable-multi-layer-eagle", "enable_multi_layer_eagle", False, "it belongs to EAGLE"),
+    ("--enable-two-batch-overlap", "enable_two_batch_overlap", False, "scores are taken per batch"),
+    ("--enable-lora", "enable_lora", None, "it was not tried with SPECVLM"),
+)
+_UNSUPPORTED_ENVIRONMENT = ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_OVERLAP_PLAN_STREAM")
+
+
+class SpecVLMAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
+    """SPECVLM in SGLang's vocabulary: a standalone draft model without hidden states.
+
+    `CustomSpecAlgo` lacks four methods that the scheduler calls on every algorithm; they are here.
+    ``is_standalone`` makes SGLang build its verify graphs and its batch relay for a complete draft
+    model; ``is_eagle`` stays False, since it would change the radix cache's keys.
+    """
+
+    def is_standalone(self) -> bool:
+        return True
+
+    def supports_grammar_overlap(self) -> bool:
+        return True
+
+    def has_draft_kv(self) -> bool:
+        return True
+
+    def need_topk(self) -> bool:
+        return True
+
+    def carries_draft_hidden_states(self) -> bool:
+        return False
+
+    def get_platform_worker_cls(self) -> None:
+        return None
+
+    def create_future_map(
+        self,
+        device: Any,
+        req_to_token_pool: Any,
+        needs_cpu_seq_lens: bool = True,
+        needs_confidence_relay: bool = False,
+    ) -> Any:
+        from sglang.srt.managers.overlap_utils import FutureMap
+
+        return FutureMap(
+            device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay
+        )
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Resolve and check SGLang's arguments; called by SGLang with a recorder of our writes.
+
+        Raises
+        ------
+        ValueError
+            A combination that SPECVLM does not serve; the message names the flag.
+        """
+        SpecVLMConfig.from_environment()
+        refuse_unsupported(server_args)
+        resolve_tree(server_args)
+        if server_args.max_running_requests is None:
+            server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+        server_args.enable_mixed_chunk = False
+        if server_args.device == "cpu":
+            server_args.disable_overlap_schedule = True
+
+
+def refuse_unsupported(server_args: Any) -> None:
+    """Raise ``ValueError`` naming the first flag or variable that SPECVLM does not work with."""
+    if server_args.speculative_draft_model_path is None:
+        raise ValueError(f"{NAME} needs a draft model: --speculative-draft-model-path")
+    for flag, attribute, off, why in _UNSUPPORTED:
+        value = getattr(server_args, attribute, off)
+        if value not in (off, None):
+            raise ValueError(f"{flag}={value} does not work with {NAME}: {why}")
+    for variable in _UNSUPPORTED_ENVIRONMENT:
+        if os.environ.get(variable, "0").lower() in ("1", "true", "yes"):
+            raise ValueError(f"{variable}=1 does not work with {NAME}: unset it")
+    from sglang.srt.platforms import current_platform
+
+    if current_platform.is_out_of_tree() and not current_platform.supports_speculative_algorithm(
+        NAME
+    ):
+        raise ValueError(f"{NAME} is not supported by {type(current_platform).__name__}")
+
+
+def resolve_tree(server_args: Any) -> None:
+    """Fill in ``--speculative-num-steps/-eagle-topk/-num-draft-tokens`` and check that they agree.
+
+    Raises
+    ------
+    ValueError
+        A value out of range, or draft tokens that the tree cannot have.
+    """
+    steps = server_args.speculative_num_steps
+    topk = server_args.speculative_eagle_topk
+    tokens = server_args.speculative_num_draft_tokens
+    if steps is None and tokens is not None and topk in (None, 1):
+        steps = tokens - 1
+    steps = DEFAULT_NUM_STEPS if steps is None else steps
+    topk = 1 if topk is None else topk
+    if steps < 1:
+        raise ValueError(f"--speculative-num-steps={steps} must be at least 1")
+    if topk < 1:
+        raise ValueError(f"--speculative-eagle-topk={topk} must be at least 1")
+    if topk == 1:
+        if tokens not in (None, steps + 1):
+            raise ValueError(
+                f"--speculative-num-draft-tokens={tokens} must be "
+                f"--speculative-num-steps + 1 = {steps + 1} for a chain "
+                "(--speculative-eagle-topk 1)"
+            )
+        tokens = steps + 1
+    else:
+        nodes = 1 + topk + (steps - 1) * topk * topk
+        tokens = min(nodes, steps * topk + 1) if tokens is None else tokens
+        if not steps + 1 <= tokens <= nodes:
+            raise ValueError(
+                f"--speculative-num-draft-tokens={tokens} must be {steps + 1} to {nodes} for a "
+                f"tree of --speculative-num-steps {steps} and --speculative-eagle-topk {topk}"
+            )
+        backend = server_args.attention_backend
+        if (server_args.page_size or 1) > 1 and backend not in _PAGED_TREE_BACKENDS:
+            raise ValueError(
+                f"--page-size={server_args.page_size} with --speculative-eagle-topk={topk} works "
+                f"with the attention backends {', '.join(_PAGED_TREE_BACKENDS)}, not {backend!r}: "
+                "use --page-size 1 or a chain"
+            )
+    server_args.speculative_num_steps = steps
+    server_args.speculative_eagle_topk = topk
+    server_args.speculative_num_draft_tokens = tokens
+
+
+def register() -> None:
+    """Make ``--speculative-algorithm SPECVLM`` known to SGLang; once per process."""
+    contract.require("algorithm")
+
+    @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)  # type: ignore[untyped-decorator]
+    def create_worker(server_args: Any) -> type:
+        contract.require("worker")
+        from specvlm_sglang.worker import SpecVLMWorker
+
+        return SpecVLMWorker

@@ -1,0 +1,83 @@
+"""The draft's own visual features, cached by content.
+
+SGLang's feature cache is one per process and keyed by content alone, so it holds the target's
+features: of another width, or of the same width and wrong. The draft has its own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from specvlm_sglang.models import ModelFamily
+
+DEFAULT_CACHE_BYTES = 256 << 20
+
+
+class DraftFeatures:
+    """Encodes images and videos with the draft's vision tower, least recently used out first.
+
+    Parameters
+    ----------
+    model
+        SGLang's model class of the draft.
+    family
+        The adapter that knows how it encodes.
+    cache_bytes
+        Bytes of features to keep; a larger item is encoded each time.
+    """
+
+    def __init__(
+        self, model: Any, family: ModelFamily, cache_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
+        self._model = model
+        self._family = family
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self.bytes_in_use = 0
+        self.hits = 0
+        self.misses = 0
+
+    def of(self, item: Any) -> torch.Tensor:
+        """Return the features of one ``MultimodalDataItem``, ``[tokens, hidden]``.
+
+        Raises
+        ------
+        ValueError
+            The item came with precomputed embeddings (the target's), or the encoder returned
+            another number of tokens than the prompt has placeholders.
+        """
+        cached = self._cache.get(item.hash) if item.hash is not None else None
+        if cached is not None:
+            self._cache.move_to_end(item.hash)
+            self.hits += 1
+            return cached
+        self.misses += 1
+        if item.feature is None:
+            raise ValueError("the item has no pixels, only embeddings of the target")
+        with torch.no_grad():
+            features = self._family.encode(self._model, item)
+        placeholders = sum(last - first + 1 for first, last in item.offsets)
+        if features.shape[0] != placeholders:
+            raise ValueError(
+                f"the draft encodes {features.shape[0]} tokens where the prompt has {placeholders}"
+            )
+        self._remember(item.hash, features)
+        return features
+
+    def _remember(self, key: int | None, features: torch.Tensor) -> None:
+        size = features.numel() * features.element_size()
+        if key is None or size > self._cache_bytes:
+            return
+        self._cache[key] = features
+        self.bytes_in_use += size
+        while self.bytes_in_use > self._cache_bytes:
+            _, oldest = self._cache.popitem(last=False)
+            self.bytes_in_use -= oldest.numel() * oldest.element_size()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cache.clear()
+        self.bytes_in_use = 0

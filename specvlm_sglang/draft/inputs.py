@@ -1,0 +1,119 @@
+"""What the draft is prefilled with: the kept part of the prompt and the target's first token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from specvlm_sglang.draft.features import DraftFeatures
+from specvlm_sglang.models import ModelFamily
+from specvlm_sglang.pruning.prompt import VideoPrompt
+
+
+@dataclass(frozen=True, eq=False)
+class DraftPrompt:
+    """One request's draft prompt, on the device.
+
+    Attributes
+    ----------
+    embeddings
+        ``[tokens, hidden]``: kept prompt tokens in order, then the newest token.
+    input_ids
+        int64 ``[tokens]``; placeholders of images and videos read 0.
+    mrope_positions
+        int64 ``[3, tokens]`` of the full prompt's numbering; None for 1-D positions.
+    """
+
+    embeddings: torch.Tensor
+    input_ids: torch.Tensor
+    mrope_positions: torch.Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """Length of the draft prompt."""
+        return self.input_ids.shape[0]
+
+
+def draft_length(prompt: VideoPrompt, filled: int, kept_video_tokens: int) -> int:
+    """Tokens of the draft prompt, known before anything is computed.
+
+    Parameters
+    ----------
+    prompt
+        The request's prompt.
+    filled
+        Tokens that the target has prefilled: the prompt, and what was generated before a
+        retraction.
+    kept_video_tokens
+        K.
+    """
+    return filled - prompt.video_tokens + kept_video_tokens + 1
+
+
+def build_draft_prompt(
+    req: Any,
+    prompt: VideoPrompt,
+    kept_video_indices: torch.Tensor | None,
+    newest_token: torch.Tensor,
+    *,
+    family: ModelFamily,
+    features: DraftFeatures,
+    embed_tokens: Any,
+) -> DraftPrompt:
+    """Gather the kept tokens of one request; no host sync.
+
+    Parameters
+    ----------
+    req
+        SGLang's ``Req`` whose target prefill is complete.
+    prompt
+        Its video positions.
+    kept_video_indices
+        int64 ``[K]`` ascending into the video tokens, on the device; None keeps all.
+    newest_token
+        ``[1]``, the token that the target sampled.
+    family, features, embed_tokens
+        The draft's adapter, its vision features, its token embedding.
+    """
+    device = newest_token.device
+    filled = len(req.full_untruncated_fill_ids)
+    kept = _kept_positions(prompt, filled, kept_video_indices, device)
+    ids = torch.from_numpy(np.array(req.full_untruncated_fill_ids, dtype=np.int64))
+    mm_items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
+    feature_row = np.full(filled, -1, dtype=np.int64)
+    encoded: list[torch.Tensor] = []
+    rows = 0
+    for item in mm_items:
+        item_features = features.of(item)
+        encoded.append(item_features)
+        for first, last in item.offsets:
+            count = last - first + 1
+            feature_row[first : last + 1] = np.arange(rows, rows + count)
+            rows += count
+    ids[torch.from_numpy(feature_row) >= 0] = 0
+    kept_ids = torch.cat([ids.to(device)[kept], newest_token.long()])
+    embeddings = embed_tokens(kept_ids)
+    if encoded:
+        source = torch.from_numpy(feature_row).to(device)[kept]
+        visual = torch.cat(encoded).to(embeddings.dtype)[source.clamp(min=0)]
+        embeddings[:-1] = torch.where((source >= 0)[:, None], visual, embeddings[:-1])
+    positions = family.prompt_positions(req.multimodal_inputs, filled + 1, device)
+    if positions is not None:
+        positions = torch.cat([positions[:, :-1][:, kept], positions[:, -1:]], dim=1)
+    return DraftPrompt(embeddings, kept_ids, positions)
+
+
+def _kept_positions(
+    prompt: VideoPrompt,
+    filled: int,
+    kept_video_indices: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor:
+    if kept_video_indices is None:
+        return torch.arange(filled, device=device)
+    text = torch.from_numpy(prompt.text_positions(filled)).to(device)
+    video = torch.from_numpy(prompt.video_positions).to(device)[kept_video_indices]
+    return torch.cat([text, video]).sort().values

@@ -1,0 +1,226 @@
+"""The draft's private KV cache: its own rows' contents, lengths, slots and pool.
+
+Rows are numbered as the target's (``req_pool_idx``), so a batch needs no translation; what a row
+holds is ours. For a request whose draft prompt left out ``dropped`` of the target's prompt tokens,
+
+    draft length = target length + 1 - dropped
+
+from its prefill to its end: the draft also holds the newest token, which the target has emitted
+but not yet processed. A *cold* row has no draft KV: it reads and writes the pool's dummy slot 0,
+its drafts are noise, and verification decodes plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class DraftKVCache:
+    """Rows, lengths and slots of the draft, freed by SGLang whenever it frees a request's row.
+
+    Attached to the target's request table as its auxiliary cache
+    (``ReqToTokenPool.attach_aux_cache``), whose ``free`` is called on finish, abort and
+    retraction, and ``clear`` on flush.
+
+    Parameters
+    ----------
+    req_to_token_pool
+        The draft's own table, ``req_to_token`` int32 ``[rows, draft context length]``.
+    allocator
+        The draft's own slot allocator (``BaseTokenToKVPoolAllocator``).
+    target_capacity
+        Slots of the target's pool, which stays the scheduler's measure of capacity.
+    """
+
+    def __init__(self, req_to_token_pool: Any, allocator: Any, *, target_capacity: int) -> None:
+        self.req_to_token_pool = req_to_token_pool
+        self.allocator = allocator
+        self.dense_capacity = target_capacity
+        self.page_size: int = allocator.page_size
+        self.capacity: int = allocator.available_size()
+        table = req_to_token_pool.req_to_token
+        self.width: int = table.shape[1]
+        rows = table.shape[0]
+        self._slots: list[list[torch.Tensor]] = [[] for _ in range(rows)]
+        self._allocated = [0] * rows
+        # Host copies decide about slots without waiting for the device.
+        self._warm = [False] * rows
+        self._dropped = [0] * rows
+        self.offsets = torch.zeros(rows, dtype=torch.int64, device=table.device)
+        """Draft length minus target length, per row; meaningless for cold rows."""
+        self.warm = torch.zeros(rows, dtype=torch.bool, device=table.device)
+        """Rows that hold draft KV."""
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that rows hold now."""
+        return sum(self._allocated)
+
+    def is_warm(self, row: int) -> bool:
+        """Whether ``row`` holds draft KV."""
+        return self._warm[row]
+
+    def dropped(self, row: int) -> int:
+        """Prompt tokens that ``row``'s draft never saw."""
+        return self._dropped[row]
+
+    def admit(self, row: int, *, draft_length: int, target_length: int) -> bool:
+        """Give ``row`` room for its draft prompt.
+
+        Parameters
+        ----------
+        row
+            ``req_pool_idx``.
+        draft_length
+            Tokens of the draft's prompt, the target's first token included.
+        target_length
+            Tokens of the target's prompt.
+
+        Returns
+        -------
+        bool
+            False where the pool or the row is too short; the row is then cold.
+        """
+        self.free(row)
+        if not self._grow(row, draft_length):
+            return False
+        self._dropped[row] = target_length + 1 - draft_length
+        self._warm[row] = True
+        self.offsets[row] = draft_length - target_length
+        self.warm[row] = True
+        return True
+
+    def reserve(self, rows: Sequence[int], target_lengths: Sequence[int]) -> list[int]:
+        """Grow warm rows to hold what the target has allocated for them.
+
+        Parameters
+        ----------
+        rows
+            ``req_pool_idx`` of the batch.
+        target_lengths
+            Per row, the slots that the target holds (committed tokens and its reserve).
+
+        Returns
+        -------
+        list of int
+            Rows that went cold because the pool is exhausted or the draft's context ended.
+        """
+        gone_cold = []
+        for row, target_length in zip(rows, target_lengths, strict=True):
+            if self._warm[row] and not self._grow(row, target_length + 1 - self._dropped[row]):
+                self.free(row)
+                gone_cold.append(row)
+        return gone_cold
+
+    def _grow(self, row: int, length: int) -> bool:
+        missing = length - self._allocated[row]
+        if missing <= 0:
+            return True
+        missing = -(-missing // self.page_size) * self.page_size
+        start = self._allocated[row]
+        if start + missing > self.width or missing > self.allocator.available_size():
+            return False
+        slots = self.allocator.alloc(missing)
+        if slots is None:
+            return False
+        self.req_to_token_pool.req_to_token[row, start : start + missing] = slots.to(torch.int32)
+        self._slots[row].append(slots)
+        self._allocated[row] = start + missing
+        return True
+
+    def lengths(self, rows: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+        """Return the draft lengths of ``rows``, int64, on the device; 1 for cold rows."""
+        rows = rows.long()
+        lengths = target_lengths.long() + self.offsets[rows]
+        return torch.where(self.warm[rows], lengths, 1)
+
+    def host_lengths(self, rows: Sequence[int], target_lengths: torch.Tensor) -> torch.Tensor:
+        """Return the same on the host, from host lengths (int64 CPU tensor)."""
+        offsets = [1 - self._dropped[row] for row in rows]
+        lengths = target_lengths.long() + torch.tensor(offsets, dtype=torch.int64)
+        return torch.where(torch.tensor([self._warm[row] for row in rows]), lengths, 1)
+
+    @contextmanager
+    def as_seen_by_draft(self, batch: Any) -> Iterator[None]:
+        """Show ``batch`` with the draft's lengths and positions; the target's return at the end.
+
+        Replaces ``seq_lens``, ``seq_lens_cpu``, ``seq_lens_sum`` and, in ``multimodal_inputs``,
+        the M-RoPE deltas (a draft position plus what was dropped is the target's position).
+        """
+        saved = {
+            name: getattr(batch, name)
+            for name in (
+                "seq_lens",
+                "seq_lens_cpu",
+                "seq_lens_sum",
+                "multimodal_inputs",
+                "out_cache_loc",
+            )
+        }
+        rows = [req.kv.req_pool_idx for req in batch.reqs]
+        batch.seq_lens = self.lengths(batch.req_pool_indices, batch.seq_lens)
+        if batch.seq_lens_cpu is not None:
+            batch.seq_lens_cpu = self.host_lengths(rows, batch.seq_lens_cpu)
+            batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
+        if batch.multimodal_inputs is not None:
+            batch.multimodal_inputs = [
+                None if mm_input is None else _ShiftedPositions(mm_input, self._dropped[row])
+                for mm_input, row in zip(batch.multimodal_inputs, rows, strict=True)
+            ]
+        try:
+            yield
+        finally:
+            for name, value in saved.items():
+                setattr(batch, name, value)
+
+    # What ReqToTokenPool asks of its auxiliary cache.
+
+    def free(self, row: int) -> None:
+        """Give back the slots of ``row``; it is cold from now on. Idempotent."""
+        for slots in self._slots[row]:
+            self.allocator.free(slots)
+        self._slots[row] = []
+        self._allocated[row] = 0
+        self._dropped[row] = 0
+        if self._warm[row]:
+            self._warm[row] = False
+            self.warm[row] = False
+        # A cold row reads and writes the dummy slot.
+        self.req_to_token_pool.req_to_token[row].zero_()
+
+    def clear(self) -> None:
+        """Give back everything (cache flush)."""
+        for row, allocated in enumerate(self._allocated):
+            if allocated:
+                self.free(row)
+
+    def reset_allocator(self) -> None:
+        """Called after the target's allocator was cleared; ours is emptied row by row."""
+        self.clear()
+
+    def alloc_to_lengths(self, *, req_pool_indices_cpu: Any, target_seq_lens_cpu: Any) -> None:
+        """Called when the target allocates; the draft's slots are taken at its own prefill."""
+
+
+class _ShiftedPositions:
+    """A request's multimodal inputs as far as a drafting forward pass reads them."""
+
+    def __init__(self, mm_input: Any, dropped: int) -> None:
+        self.mrope_position_delta = mm_input.mrope_position_delta
+        if self.mrope_position_delta is not None:
+            self.mrope_position_delta = self.mrope_position_delta + dropped
+        self.mrope_positions = None
+        self.mm_items: list[Any] = []
+
+    def contains_image_inputs(self) -> bool:
+        return False
+
+    def contains_video_inputs(self) -> bool:
+        return False
+
+    def contains_audio_inputs(self) -> bool:
+        return False

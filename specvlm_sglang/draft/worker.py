@@ -1,0 +1,241 @@
+"""The draft worker: a complete small model with its own KV cache and its own view of a batch.
+
+Built on SGLang's standalone draft worker (V2). What differs:
+
+- the KV cache is private and short (`DraftKVCache`);
+- the prompt is pruned, and unshifted: SGLang's EAGLE family feeds its draft the prompt without its
+  first token, which costs a complete model acceptance. Ours sees every kept token at its own
+  position, and the newest token after them: one slot more;
+- lengths are the draft's, in every forward pass of the draft and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput
+from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
+from sglang.srt.speculative.spec_utils import renorm_draft_probs
+from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
+from sglang.srt.utils.common import fast_topk
+
+from specvlm_sglang.draft.features import DraftFeatures
+from specvlm_sglang.draft.inputs import DraftPrompt
+from specvlm_sglang.draft.kv_cache import DraftKVCache
+from specvlm_sglang.host import embedding_override
+from specvlm_sglang.models import ModelFamily, family_of
+
+logger = logging.getLogger(__name__)
+
+
+class SpecVLMDraftWorker(StandaloneDraftWorker):  # type: ignore[misc]
+    """SGLang's standalone draft worker on a private, pruned KV cache."""
+
+    kv: DraftKVCache
+    features: DraftFeatures
+    family: ModelFamily
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        embedding_override.install()
+        self.family = family_of(self.draft_runner.model_config.hf_config.architectures)
+        self.features = DraftFeatures(self.draft_runner.model, self.family)
+        self._match_vocabulary()
+        self.draft_kv_tokens: int | None = None
+
+    def _match_vocabulary(self) -> None:
+        """Draft only tokens that the target has: padded vocabularies differ within a family."""
+        target_vocabulary = self.target_worker.model_runner.model_config.vocab_size
+        processor = self.draft_runner.model.logits_processor
+        processor.vocab_size = min(processor.vocab_size, target_vocabulary)
+
+    def alloc_memory_pool(
+        self,
+        memory_pool_config: Any = None,
+        req_to_token_pool: Any = None,
+        token_to_kv_pool_allocator: Any = None,
+    ) -> None:
+        """Allocate the private table, allocator and pool; hook it to the target's table."""
+        self.req_to_token_pool = req_to_token_pool
+        self.token_to_kv_pool_allocator = token_to_kv_pool_allocator
+        target_tokens = memory_pool_config.max_total_num_tokens
+        tokens = min(self.draft_kv_tokens or target_tokens, target_tokens)
+        page = token_to_kv_pool_allocator.page_size
+        tokens = max(tokens // page, 2) * page
+        self.draft_worker.alloc_memory_pool(
+            memory_pool_config=dataclasses.replace(
+                memory_pool_config, max_total_num_tokens=tokens
+            ),
+            req_to_token_pool=None,
+            token_to_kv_pool_allocator=None,
+        )
+        self.init_token_map()
+        self.init_lm_head()
+        self.kv = DraftKVCache(
+            self.draft_runner.req_to_token_pool,
+            self.draft_runner.token_to_kv_pool_allocator,
+            target_capacity=target_tokens,
+        )
+        req_to_token_pool.attach_aux_cache(self.kv)
+        self._branch_headroom = 0
+        if page > 1 and self.topk > 1:
+            # Each branch of a tree starts on a page of its own.
+            pages = -(-(page - 1 + self.speculative_num_steps) // page)
+            self._branch_headroom = self.topk * pages * page
+
+    def prefill(
+        self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]], newest_tokens: torch.Tensor
+    ) -> Any:
+        """Run the draft over its prompts and draft the first token of the next round.
+
+        Parameters
+        ----------
+        batch
+            SGLang's ``ScheduleBatch`` after the target's prefill.
+        prompts
+            ``(index in the batch, prompt)`` of requests that were admitted to the draft's cache.
+            The others get a dummy row: cold, or in the middle of a chunked prefill.
+        newest_tokens
+            ``[batch]``, what the target sampled.
+
+        Returns
+        -------
+        EagleDraftInput
+            For all requests of the batch.
+        """
+        size = len(batch.reqs)
+        topk_p = torch.zeros((size, self.topk), dtype=torch.float32, device=self.device)
+        topk_index = torch.zeros((size, self.topk), dtype=torch.int64, device=self.device)
+        if prompts:
+            logits = self._forward_prompts(batch, prompts)
+            probabilities = renorm_draft_probs(logits, batch.sampling_info, False)
+            best_p, best_index = fast_topk(probabilities, self.topk, dim=-1)
+            indices = torch.tensor([index for index, _ in prompts], device=self.device)
+            topk_p[indices] = best_p
+            topk_index[indices] = best_index
+        return EagleDraftInput(
+            topk_p=topk_p,
+            topk_index=topk_index,
+            bonus_tokens=newest_tokens,
+            num_tokens_per_req=1,
+            num_tokens_for_logprob_per_req=1,
+        )
+
+    def _forward_prompts(
+        self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]]
+    ) -> torch.Tensor:
+        view = copy.copy(batch)
+        view.reqs = [batch.reqs[index] for index, _ in prompts]
+        rows = [req.kv.req_pool_idx for req in view.reqs]
+        lengths = [prompt.tokens for _, prompt in prompts]
+        view.req_pool_indices = torch.tensor(
+            rows, dtype=batch.req_pool_indices.dtype, device=self.device
+        )
+        view.seq_lens_cpu = torch.tensor(lengths, dtype=torch.int64)
+        view.seq_lens = view.seq_lens_cpu.to(self.device)
+        view.orig_seq_lens = view.seq_lens.to(torch.int32)
+        view.seq_lens_sum = sum(lengths)
+        view.prefix_lens = [0] * len(lengths)
+        view.extend_lens = lengths
+        view.extend_num_tokens = sum(lengths)
+        view.extend_logprob_start_lens = [0] * len(lengths)
+        view.extend_input_logprob_token_ids = None
+        view.return_logprob = False
+        view.has_grammar = False
+        view.decoding_reqs = None
+        view.multimodal_inputs = [None] * len(lengths)
+        view.input_ids = torch.cat([prompt.input_ids for _, prompt in prompts])
+        table = self.kv.req_to_token_pool.req_to_token
+        view.out_cache_loc = torch.cat(
+            [table[row, :length].long() for row, length in zip(rows, lengths, strict=True)]
+        )
+        view.spec_info = EagleDraftExtendInput(
+            hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
+        )
+        forward_batch = ForwardBatch.init_new(
+            view,
+            self.draft_runner,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+            return_hidden_states_before_norm=False,
+        )
+        positions = [prompt.mrope_positions for _, prompt in prompts]
+        if positions[0] is not None:
+            forward_batch.mrope_positions = torch.cat(positions, dim=1)
+        embeddings = torch.cat([prompt.embeddings for _, prompt in prompts])
+        with embedding_override.embeddings_for_next_forward(embeddings):
+            output = self.draft_runner.forward(forward_batch).logits_output
+        logits: torch.Tensor = output.next_token_logits
+        return logits
+
+    def draft(self, batch: Any, *, with_topology: bool = False) -> Any:
+        """Draft a chain or tree on the draft's lengths; returns the target's verify input."""
+        draft_input = batch.spec_info
+        self._reserve(batch)
+        with self.kv.as_seen_by_draft(batch):
+            forward_batch, can_run_graph, _ = prepare_for_draft(
+                draft_input,
+                self.kv.req_to_token_pool,
+                batch,
+                self.cuda_graph_runner,
+                self.draft_runner,
+                self.topk,
+                self.speculative_num_steps,
+                # The draft's slots are not the verify window: no shared plan.
+                target_translator=None,
+                num_draft_tokens=self.speculative_num_draft_tokens,
+            )
+            if can_run_graph:
+                drafted = self.cuda_graph_runner.execute(forward_batch)
+            else:
+                if not forward_batch.forward_mode.is_idle() and self.speculative_num_steps > 1:
+                    self.draft_attn_backend.init_forward_metadata(forward_batch)
+                    forward_batch.mark_forward_metadata_ready()
+                drafted = self.draft_forward(forward_batch)
+        parents, scores_index, draft_tokens, draft_probs = drafted
+        return build_eagle_verify_input(
+            batch,
+            draft_input,
+            parents,
+            scores_index,
+            draft_tokens,
+            draft_probs,
+            target_worker=self.target_worker,
+            topk=self.topk,
+            num_steps=self.speculative_num_steps,
+            num_draft_tokens=self.speculative_num_draft_tokens,
+            tree_mask_mode=self.tree_mask_mode,
+            device=self.device,
+        )
+
+    def _reserve(self, batch: Any) -> None:
+        rows = [req.kv.req_pool_idx for req in batch.reqs]
+        lengths = [req.kv.kv_allocated_len + self._branch_headroom for req in batch.reqs]
+        gone_cold = self.kv.reserve(rows, lengths)
+        if gone_cold:
+            self.on_cold(len(gone_cold))
+
+    def on_cold(self, requests: int) -> None:
+        """Note that ``requests`` lost their draft KV; the worker replaces this with its counter."""
+
+    def _draft_extend_for_decode(
+        self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None
+    ) -> None:
+        """Process the accepted tokens with the draft, on its own slots and lengths."""
+        with self.kv.as_seen_by_draft(batch):
+            if not batch.forward_mode.is_idle():
+                batch.out_cache_loc = assign_extend_cache_locs_uniform_func(
+                    batch.req_pool_indices,
+                    self.kv.req_to_token_pool.req_to_token,
+                    batch.seq_lens,
+                    len(batch.reqs),
+                    self.speculative_num_draft_tokens,
+                    batch.device,
+                )
+            super()._draft_extend_for_decode(batch, batch_result, kv_loc_plan=None)

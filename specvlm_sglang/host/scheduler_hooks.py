@@ -1,0 +1,49 @@
+"""Hooks into SGLang's scheduler process, installed with the worker and only there."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from specvlm_sglang.host import contract
+from specvlm_sglang.host.patching import replace_function
+
+_worker: weakref.ref[Any] | None = None
+
+
+def install(worker: Any) -> None:
+    """Cap prefix matches before the query rows; show ``worker``'s state in ``/server_info``."""
+    global _worker
+    contract.require("worker")
+    _worker = weakref.ref(worker)
+    replace_function(
+        "sglang.srt.managers.schedule_batch", "Req._compute_max_prefix_len", _capped_prefix
+    )
+    replace_function(
+        "sglang.srt.managers.scheduler_components.internal_state",
+        "SchedulerInternalStateController._add_speculative",
+        _with_specvlm_state,
+    )
+
+
+def _capped_prefix(original: Callable[..., int]) -> Callable[..., int]:
+    def _compute_max_prefix_len(self: Any, input_len: int) -> int:
+        longest = original(self, input_len)
+        worker = _worker() if _worker is not None else None
+        if worker is None or self.multimodal_inputs is None:
+            return longest
+        return min(longest, worker.longest_prefix(self))
+
+    return _compute_max_prefix_len
+
+
+def _with_specvlm_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _add_speculative(self: Any, state: dict[str, Any]) -> Any:
+        result = original(self, state)
+        worker = _worker() if _worker is not None else None
+        if worker is not None:
+            state["specvlm"] = worker.state()
+        return result
+
+    return _add_speculative

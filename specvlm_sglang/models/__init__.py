@@ -1,0 +1,7 @@
+"""What differs between model families, one small adapter each."""
+
+from __future__ import annotations
+
+from specvlm_sglang.models.family import ModelFamily, family_of
+
+__all__ = ["ModelFamily", "family_of"]

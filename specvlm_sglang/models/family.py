@@ -1,0 +1,64 @@
+"""The adapter protocol: what SpecVLM needs to know about a family of video LLMs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class ModelFamily(Protocol):
+    """How one family of models encodes its visual inputs and counts its positions.
+
+    Everything else (spans, query rows, scores, selection) is the same for all families and comes
+    from SGLang's ``MultimodalDataItem.offsets``.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    """``config.architectures`` that this adapter serves."""
+
+    def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
+        """Return the features of one image or video, ``[tokens, hidden]`` in prompt order.
+
+        Parameters
+        ----------
+        draft_model
+            SGLang's model class of the draft.
+        item
+            SGLang's ``MultimodalDataItem`` with its raw ``feature`` (pixels).
+        """
+        ...
+
+    def video_grid(self, item: Any, spatial_merge: int) -> tuple[int, int, int] | None:
+        """Return ``(frames, rows, columns)`` of a video's tokens, or None where there is no grid."""
+        ...
+
+    def prompt_positions(
+        self, mm_input: Any, length: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """Return the M-RoPE ids int64 ``[3, length]`` of the full prompt; None for 1-D positions.
+
+        With None the draft's tokens are numbered contiguously (the paper's choice for 1-D RoPE).
+        """
+        ...
+
+
+def family_of(architectures: Sequence[str]) -> ModelFamily:
+    """Return the adapter for a checkpoint's ``architectures``.
+
+    Raises
+    ------
+    ValueError
+        No adapter; the message names the model and what is served.
+    """
+    from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
+    from specvlm_sglang.models.text import TextOnly
+
+    families: tuple[ModelFamily, ...] = (Qwen25VL(), TextOnly())
+    for family in families:
+        if any(name in family.architectures for name in architectures):
+            return family
+    served = ", ".join(name for family in families for name in family.architectures)
+    raise ValueError(f"SPECVLM does not serve {', '.join(architectures)}; it serves {served}")

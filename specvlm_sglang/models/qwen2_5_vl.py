@@ -1,0 +1,42 @@
+"""Qwen2.5-VL: M-RoPE positions, one span per video, features in grid order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Qwen25VL:
+    """Adapter for ``Qwen2_5_VLForConditionalGeneration``."""
+
+    name = "Qwen2.5-VL"
+    architectures = ("Qwen2_5_VLForConditionalGeneration",)
+
+    def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
+        """See `ModelFamily.encode`."""
+        encode = draft_model.get_video_feature if item.is_video() else draft_model.get_image_feature
+        features: torch.Tensor = encode([item])
+        return features
+
+    def video_grid(self, item: Any, spatial_merge: int) -> tuple[int, int, int] | None:
+        """See `ModelFamily.video_grid`."""
+        grid_thw = item.video_grid_thw.reshape(-1, 3).tolist()
+        if len(grid_thw) != 1:
+            return None
+        frames, rows, columns = grid_thw[0]
+        return frames, rows // spatial_merge, columns // spatial_merge
+
+    def prompt_positions(
+        self, mm_input: Any, length: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """See `ModelFamily.prompt_positions`."""
+        if mm_input is None or mm_input.mrope_positions is None:
+            return torch.arange(length, device=device).expand(3, -1)
+        positions: torch.Tensor = mm_input.mrope_positions.to(device=device, dtype=torch.int64)
+        known = positions.shape[1]
+        if known >= length:
+            return positions[:, :length]
+        delta = mm_input.mrope_position_delta.reshape(-1)[0].to(device)
+        generated = torch.arange(known, length, device=device) + delta
+        return torch.cat([positions, generated.expand(3, -1)], dim=1)

@@ -1,0 +1,315 @@
+"""One request's life in order: target prefill, score, select, draft prefill, draft, verify."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from sglang.srt.runtime_context import get_device, get_parallel, get_schedule, get_spec
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream, spec_stage_span
+from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
+
+from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
+from specvlm_sglang.draft.worker import SpecVLMDraftWorker
+from specvlm_sglang.host import scheduler_hooks
+from specvlm_sglang.models import family_of
+from specvlm_sglang.observability import RequestReport, Totals
+from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, video_items
+from specvlm_sglang.pruning.selection import (
+    Selection,
+    select_video_tokens,
+    video_token_budget,
+)
+from specvlm_sglang.request_options import RequestOptions, options_of
+from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
+from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
+
+logger = logging.getLogger(__name__)
+
+
+class SpecVLMWorker(StandaloneWorkerV2):  # type: ignore[misc]
+    """SGLang's standalone speculative worker (V2) with a video-pruned draft.
+
+    The target's side is SGLang's own: prefill, radix cache, chunking, verification and sampling.
+    """
+
+    def __init__(
+        self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any
+    ) -> None:
+        BaseSpecWorker.__init__(self)
+        self.server_args = server_args
+        self.topk = get_spec().speculative_eagle_topk
+        self.speculative_num_steps = get_spec().speculative_num_steps
+        self.speculative_num_draft_tokens = get_spec().speculative_num_draft_tokens
+        self.gpu_id = gpu_id
+        self.device = get_device().device
+        self._target_worker = target_worker
+        self.page_size = get_schedule().page_size
+        self.speculative_algorithm = SpeculativeAlgorithm.from_string(
+            get_spec().speculative_algorithm
+        )
+        self.config = SpecVLMConfig.from_environment()
+        self.target_family = family_of(
+            target_worker.model_runner.model_config.hf_config.architectures
+        )
+        self._draft_worker = SpecVLMDraftWorker(server_args, gpu_id, nccl_port, target_worker)
+        self._draft_worker.on_cold = self._note_cold
+        self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
+        self.adaptive_controller = None
+        self.capture = QueryCapture()
+        self.totals = Totals()
+        vision = getattr(target_worker.model_runner.model_config.hf_config, "vision_config", None)
+        self._spatial_merge = getattr(vision, "spatial_merge_size", 1)
+        scheduler_hooks.install(self)
+        logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
+
+    def alloc_memory_pool(
+        self,
+        memory_pool_config: Any = None,
+        req_to_token_pool: Any = None,
+        token_to_kv_pool_allocator: Any = None,
+    ) -> None:
+        """Size the draft's pool from the configured retention, then allocate it."""
+        self._draft_worker.draft_kv_tokens = self._draft_pool_tokens(
+            memory_pool_config.max_total_num_tokens
+        )
+        super().alloc_memory_pool(
+            memory_pool_config=memory_pool_config,
+            req_to_token_pool=req_to_token_pool,
+            token_to_kv_pool_allocator=token_to_kv_pool_allocator,
+        )
+        kv = self._draft_worker.kv
+        logger.info(
+            "SPECVLM: the draft's KV cache has %d tokens, the target's %d",
+            kv.capacity,
+            kv.dense_capacity,
+        )
+
+    def _draft_pool_tokens(self, target_tokens: int) -> int:
+        if self.config.draft_kv_tokens is not None:
+            return self.config.draft_kv_tokens
+        return self.config.default_draft_kv_tokens(
+            target_tokens,
+            max_running_requests=get_schedule().max_running_requests or 1,
+            reserve=2
+            * max(self.speculative_num_steps * self.topk, self.speculative_num_draft_tokens),
+        )
+
+    def init_attention_backends(self) -> None:
+        """Watch the target's attention before its graphs are captured, then build the draft's."""
+        self.capture.watch(self._target_worker.model_runner.attn_backend)
+        super().init_attention_backends()
+
+    def _draft_model_runners(self) -> tuple[Any, ...]:
+        # SGLang would treat these pools as slot-aligned with the target's; ours is not.
+        return ()
+
+    @property
+    def last_shared_read_runner(self) -> Any:
+        """The target's verification is the last to read the shared request table."""
+        return self._target_worker.model_runner
+
+    def clear_cache_pool(self) -> None:
+        """Called on a cache flush: the draft's cached features go too."""
+        self._draft_worker.features.clear()
+
+    def longest_prefix(self, req: Any) -> int:
+        """How much of ``req`` may come out of the radix cache: all before its query rows.
+
+        The rows are then always computed, and the scores never depend on the cache.
+        """
+        prompt = prompt_of(req, self.config.max_query_rows)
+        if prompt.query_rows and self._reads_scores(req, prompt):
+            return prompt.query_start
+        return len(req.full_untruncated_fill_ids)
+
+    def state(self) -> dict[str, Any]:
+        """What ``/server_info`` shows of SPECVLM."""
+        kv = self._draft_worker.kv
+        return {
+            **self.totals.as_dict(),
+            "draft_kv_tokens": kv.capacity,
+            "draft_kv_tokens_in_use": kv.slots_in_use,
+            "target_kv_tokens": kv.dense_capacity,
+            "skipped_attention_layers": sorted(self.capture.skipped_layers),
+        }
+
+    def _note_cold(self, requests: int) -> None:
+        self.totals.went_cold += requests
+
+    # Prefill
+
+    def _forward_prefill_batch(
+        self,
+        batch: Any,
+        on_publish: Any = None,
+        pp_proxy_tensors: Any = None,
+        coordination_plan: Any = None,
+    ) -> Any:
+        """Target prefill with capture, then for each completed prompt: score, select, draft."""
+        self._arm_capture(batch)
+        try:
+            output = self.target_worker.forward_batch_generation(
+                batch, pp_proxy_tensors=pp_proxy_tensors
+            )
+        finally:
+            self.capture.disarm()
+        output.new_seq_lens = batch.seq_lens
+        if on_publish is not None:
+            on_publish(output.new_seq_lens)
+        with (
+            draft_tp_context(self.draft_worker.parallel_layout),
+            spec_stage_span("draft_extend"),
+        ):
+            prompts = self._draft_prompts(batch, output)
+            output.next_draft_input = self.draft_worker.prefill(
+                batch, prompts, output.next_token_ids
+            )
+        return output
+
+    def _arm_capture(self, batch: Any) -> None:
+        plan = []
+        start = 0
+        for req, prefix, extend in zip(
+            batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True
+        ):
+            prompt = prompt_of(req, self.config.max_query_rows)
+            first = max(prompt.query_start, prefix)
+            stop = min(prompt.query_stop, prefix + extend)
+            if first < stop and self._reads_scores(req, prompt):
+                if not hasattr(req, "specvlm_rows") or first == prompt.query_start:
+                    req.specvlm_rows = CapturedRows()
+                plan.append((req.specvlm_rows, start + first - prefix, start + stop - prefix))
+            start += extend
+        self.capture.arm(plan)
+
+    def _options(self, req: Any) -> RequestOptions:
+        return options_of(req, self.config)
+
+    def _kept(self, req: Any, prompt: VideoPrompt) -> int:
+        options = self._options(req)
+        if options.policy == "none":
+            return prompt.video_tokens
+        return video_token_budget(prompt.video_tokens, options.retention)
+
+    def _reads_scores(self, req: Any, prompt: VideoPrompt) -> bool:
+        return self._options(req).needs_scores and self._kept(req, prompt) < prompt.video_tokens
+
+    def _draft_prompts(self, batch: Any, output: Any) -> list[tuple[int, DraftPrompt]]:
+        prompts = []
+        kv = self.draft_worker.kv
+        reports: list[Any] = [None] * len(batch.reqs)
+        for index, req in enumerate(batch.reqs):
+            if req.extend_end != len(req.full_untruncated_fill_ids):
+                continue
+            prompt = prompt_of(req, self.config.max_query_rows)
+            filled = len(req.full_untruncated_fill_ids)
+            kept = self._kept(req, prompt)
+            report = RequestReport(
+                video_tokens=prompt.video_tokens, kept=kept, policy=self._options(req).policy
+            )
+            row = req.kv.req_pool_idx
+            length = draft_length(prompt, filled, kept)
+            if kv.admit(row, draft_length=length, target_length=filled):
+                try:
+                    selected = self._select(req, prompt, kept, report)
+                    prompts.append(
+                        (
+                            index,
+                            build_draft_prompt(
+                                req,
+                                prompt,
+                                selected.indices if selected is not None else None,
+                                output.next_token_ids[index : index + 1],
+                                family=self.draft_worker.family,
+                                features=self.draft_worker.features,
+                                embed_tokens=self.draft_worker.draft_runner.model.get_input_embeddings(),
+                            ),
+                        )
+                    )
+                except Exception as error:
+                    # The draft is only an accelerator: the request goes on without it.
+                    logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
+                    kv.free(row)
+                    report.cold = str(error)
+            else:
+                report.cold = "the draft's KV cache is full"
+            req.specvlm_rows = CapturedRows()
+            reports[index] = report.finish(self.totals)
+        self._attach_reports(output, reports)
+        return prompts
+
+    def _attach_reports(self, output: Any, reports: list[Any]) -> None:
+        if output.logits_output is None or not any(reports):
+            return
+        info = output.logits_output.customized_info or {}
+        info["specvlm"] = [None if report is None else report.as_dict() for report in reports]
+        output.logits_output.customized_info = info
+
+    def _select(
+        self, req: Any, prompt: VideoPrompt, kept: int, report: RequestReport
+    ) -> Selection | None:
+        if kept == prompt.video_tokens:
+            return None
+        options = self._options(req)
+        started = time.perf_counter()
+        scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
+        if options.needs_scores:
+            scores = self._scores(req, prompt)
+        report.scoring_seconds = time.perf_counter() - started
+        grid = None
+        if options.needs_grid:
+            items = video_items(req.multimodal_inputs)
+            if len(items) == 1:
+                grid = self.target_family.video_grid(items[0], self._spatial_merge)
+            if grid is None:
+                raise ValueError(f"policy {options.policy!r} needs one video with a regular grid")
+        selection = select_video_tokens(
+            scores,
+            retention=options.retention,
+            top_p=self.config.top_p,
+            policy=options.policy,
+            grid=grid,
+        )
+        if options.needs_scores and prompt.query_rows == 0:
+            report.fallback = "no text after the video: uniform"
+        return selection
+
+    def _scores(self, req: Any, prompt: VideoPrompt) -> torch.Tensor:
+        """Mean attention of the query rows to each video token, float32 ``[N]``."""
+        total = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
+        if prompt.query_rows == 0:
+            return total
+        rows: CapturedRows = req.specvlm_rows
+        if rows.rows() != prompt.query_rows:
+            raise RuntimeError(f"captured {rows.rows()} of {prompt.query_rows} query rows")
+        runner = self._target_worker.model_runner
+        slots = runner.req_to_token_pool.req_to_token[req.kv.req_pool_idx, : prompt.length].long()
+        query_positions = torch.arange(prompt.query_start, prompt.query_stop, device=self.device)
+        video_positions = torch.from_numpy(prompt.video_positions).to(self.device)
+        heads = 0
+        for layer_id, chunks in rows.queries.items():
+            facts = self.capture.layers[layer_id]
+            queries = torch.cat(chunks)
+            heads = queries.shape[1]
+            accumulate_layer_scores(
+                total,
+                queries,
+                runner.token_to_kv_pool.get_key_buffer(layer_id),
+                slots,
+                query_positions,
+                video_positions,
+                facts.scaling,
+                logit_cap=facts.logit_cap or None,
+                key_scale=facts.key_scale,
+            )
+        parallel = get_parallel()
+        if parallel.tp_size > 1:
+            heads *= parallel.tp_size
+            total = parallel.tp_group.all_reduce(total)
+        return total / (len(rows.queries) * prompt.query_rows * heads)
