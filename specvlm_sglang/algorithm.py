@@ -10,7 +10,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.host import contract
+from specvlm_sglang.host import contract, memory_budget
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,13 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ("--enable-two-batch-overlap", "enable_two_batch_overlap", False, "scores are taken per batch"),
     ("--enable-lora", "enable_lora", None, "it was not tried with SPECVLM"),
 )
-_UNSUPPORTED_ENVIRONMENT = ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_OVERLAP_PLAN_STREAM")
+_UNSUPPORTED_ENVIRONMENT = (
+    "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+    "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
+)
 
 
-class SpecVLMAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
+class SpecVLMAlgorithm(CustomSpecAlgo):
     """SPECVLM in SGLang's vocabulary: a standalone draft model without hidden states.
 
     `CustomSpecAlgo` lacks four methods that the scheduler calls on every algorithm; they are here.
@@ -116,8 +119,11 @@ class SpecVLMAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
         ValueError
             A combination that SPECVLM does not serve; the message names the flag.
         """
+        from specvlm_sglang.host import request_validation
+
         SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)
+        request_validation.install()
         resolve_tree(server_args)
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
@@ -195,8 +201,9 @@ def resolve_tree(server_args: Any) -> None:
 def register() -> None:
     """Make ``--speculative-algorithm SPECVLM`` known to SGLang; once per process."""
     contract.require("algorithm")
+    memory_budget.install_in_scheduler(NAME)
 
-    @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)  # type: ignore[untyped-decorator]
+    @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)
     def create_worker(server_args: Any) -> type:
         contract.require("worker")
         from specvlm_sglang.worker import SpecVLMWorker

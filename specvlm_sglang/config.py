@@ -15,6 +15,9 @@ from typing import Any
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+# Share of the target's tokens that is assumed to be text: questions, answers, requests without
+# video. More than that at once and the newest requests go without a draft.
+_TEXT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class SpecVLMConfig:
     ) -> int:
         """Slots of the draft's KV cache that serve what the target's pool can hold.
 
-        The kept share of every target token, the text around the videos (a quarter of the target's
-        tokens, which also serves requests without video), and each running request's reserve.
+        The kept share of every target token, room for text (which is never pruned), and each
+        running request's reserve.
 
         Parameters
         ----------
@@ -98,8 +101,14 @@ class SpecVLMConfig:
         reserve
             Slots that a running request holds beyond its committed tokens.
         """
-        share = min(1.0, self.retention + 0.25)
-        return min(target_tokens, int(target_tokens * share) + max_running_requests * reserve)
+        tokens = int(target_tokens * self.draft_kv_share) + max_running_requests * reserve
+        return min(target_tokens, tokens)
+
+    @property
+    def draft_kv_share(self) -> float:
+        """Draft slots per target slot, the running requests' reserve not counted."""
+        kept = 1.0 if self.policy == "none" else self.retention
+        return min(1.0, kept + _TEXT_SHARE)
 
     def __str__(self) -> str:
         return ", ".join(f"{entry.name}={getattr(self, entry.name)}" for entry in fields(self))

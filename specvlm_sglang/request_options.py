@@ -1,12 +1,15 @@
-"""Per-request overrides: ``custom_params={"specvlm": {"retention": 0.25, "policy": "uniform"}}``."""
+"""Per-request options: ``custom_params={"specvlm": {"retention": 0.25, "policy": "uniform"}}``."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.policies import NEED_GRID, NEED_SCORES, check_policy, check_retention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,17 @@ def parse_options(custom_params: Any, config: SpecVLMConfig) -> RequestOptions:
 
 
 def options_of(req: Any, config: SpecVLMConfig) -> RequestOptions:
-    """Return the options of SGLang's ``Req``, parsed at their first use."""
+    """Return the options of SGLang's ``Req``, parsed at their first use.
+
+    They were validated when the request arrived; should one slip through, the server's own
+    options serve it.
+    """
     cached: RequestOptions | None = getattr(req, "specvlm_options", None)
     if cached is None:
-        cached = parse_options(req.sampling_params.custom_params, config)
+        try:
+            cached = parse_options(req.sampling_params.custom_params, config)
+        except ValueError as error:
+            logger.warning("SPECVLM: request %s: %s; the defaults are used", req.rid, error)
+            cached = RequestOptions(config.retention, config.policy)
         req.specvlm_options = cached
     return cached

@@ -32,15 +32,13 @@ from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
 logger = logging.getLogger(__name__)
 
 
-class SpecVLMWorker(StandaloneWorkerV2):  # type: ignore[misc]
+class SpecVLMWorker(StandaloneWorkerV2):
     """SGLang's standalone speculative worker (V2) with a video-pruned draft.
 
     The target's side is SGLang's own: prefill, radix cache, chunking, verification and sampling.
     """
 
-    def __init__(
-        self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any
-    ) -> None:
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
         BaseSpecWorker.__init__(self)
         self.server_args = server_args
         self.topk = get_spec().speculative_eagle_topk

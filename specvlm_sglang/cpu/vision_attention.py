@@ -34,7 +34,7 @@ def attend_within_blocks(
     k, v
         ``[tokens, kv_heads, head_dim]``; consecutive query heads share a KV head.
     boundaries
-        Ascending block limits, first 0, last ``tokens``; repeated values (empty blocks) are allowed.
+        Ascending block limits, first 0, last ``tokens``; a repeated value is an empty block.
     scale
         Factor on the scores before the softmax.
 
@@ -100,7 +100,14 @@ def install() -> None:
             )
             if not blockwise or cu_seqlens is None:
                 return original(
-                    self, q, k, v, bsz, cu_seqlens=cu_seqlens, attention_mask=attention_mask, **kwargs
+                    self,
+                    q,
+                    k,
+                    v,
+                    bsz,
+                    cu_seqlens=cu_seqlens,
+                    attention_mask=attention_mask,
+                    **kwargs,
                 )
             return attend_within_blocks(q, k, v, cu_seqlens.tolist(), self.scale)
 

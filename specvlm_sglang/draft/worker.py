@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from specvlm_sglang.models import ModelFamily, family_of
 logger = logging.getLogger(__name__)
 
 
-class SpecVLMDraftWorker(StandaloneDraftWorker):  # type: ignore[misc]
+class SpecVLMDraftWorker(StandaloneDraftWorker):
     """SGLang's standalone draft worker on a private, pruned KV cache."""
 
     kv: DraftKVCache
@@ -49,6 +49,8 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):  # type: ignore[misc]
         self.features = DraftFeatures(self.draft_runner.model, self.family)
         self._match_vocabulary()
         self.draft_kv_tokens: int | None = None
+        self.on_cold: Callable[[int], None] = lambda requests: None
+        """Told how many requests lost their draft KV while running."""
 
     def _match_vocabulary(self) -> None:
         """Draft only tokens that the target has: padded vocabularies differ within a family."""
@@ -70,9 +72,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):  # type: ignore[misc]
         page = token_to_kv_pool_allocator.page_size
         tokens = max(tokens // page, 2) * page
         self.draft_worker.alloc_memory_pool(
-            memory_pool_config=dataclasses.replace(
-                memory_pool_config, max_total_num_tokens=tokens
-            ),
+            memory_pool_config=dataclasses.replace(memory_pool_config, max_total_num_tokens=tokens),
             req_to_token_pool=None,
             token_to_kv_pool_allocator=None,
         )
@@ -165,8 +165,10 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):  # type: ignore[misc]
             capture_hidden_mode=CaptureHiddenMode.NULL,
             return_hidden_states_before_norm=False,
         )
-        positions = [prompt.mrope_positions for _, prompt in prompts]
-        if positions[0] is not None:
+        positions = [
+            prompt.mrope_positions for _, prompt in prompts if prompt.mrope_positions is not None
+        ]
+        if positions:
             forward_batch.mrope_positions = torch.cat(positions, dim=1)
         embeddings = torch.cat([prompt.embeddings for _, prompt in prompts])
         with embedding_override.embeddings_for_next_forward(embeddings):
@@ -220,9 +222,6 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):  # type: ignore[misc]
         gone_cold = self.kv.reserve(rows, lengths)
         if gone_cold:
             self.on_cold(len(gone_cold))
-
-    def on_cold(self, requests: int) -> None:
-        """Note that ``requests`` lost their draft KV; the worker replaces this with its counter."""
 
     def _draft_extend_for_decode(
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None

@@ -55,9 +55,7 @@ def install_in_model() -> None:
 
         return forward
 
-    replace_function(
-        "sglang.srt.models.qwen2_5_vl", "Qwen2_5_VisionTransformer.forward", make
-    )
+    replace_function("sglang.srt.models.qwen2_5_vl", "Qwen2_5_VisionTransformer.forward", make)
 
 
 def install_in_processor() -> None:
@@ -103,6 +101,4 @@ def install_in_processor() -> None:
 
     replace_function(module, "preprocess_video", make_preprocess)
     replace_function(module, "QwenVLImageProcessor.process_mm_data_async", make_process)
-    replace_function(
-        module, "QwenVLImageProcessor.process_and_combine_mm_data_async", make_combine
-    )
+    replace_function(module, "QwenVLImageProcessor.process_and_combine_mm_data_async", make_combine)

@@ -33,7 +33,7 @@ def _capped_prefix(original: Callable[..., int]) -> Callable[..., int]:
         worker = _worker() if _worker is not None else None
         if worker is None or self.multimodal_inputs is None:
             return longest
-        return min(longest, worker.longest_prefix(self))
+        return min(longest, int(worker.longest_prefix(self)))
 
     return _compute_max_prefix_len
 

@@ -45,9 +45,7 @@ declare(
 declare(
     "exact vision",
     (
-        Symbol(
-            "sglang.srt.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward", ("x", "grid_thw")
-        ),
+        Symbol("sglang.srt.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward", ("x", "grid_thw")),
         Symbol("sglang.srt.multimodal.processors.qwen_vl:preprocess_video", ("vr",)),
         Symbol(
             "sglang.srt.multimodal.processors.qwen_vl:QwenVLImageProcessor.process_mm_data_async"
@@ -167,6 +165,25 @@ declare(
             "sglang.srt.managers.scheduler_components.internal_state:"
             "SchedulerInternalStateController._add_speculative",
             ("state",),
+        ),
+    ),
+)
+
+declare(
+    "requests",
+    (
+        Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
+        Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),
+    ),
+)
+
+declare(
+    "memory budget",
+    (
+        Symbol(
+            "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state:"
+            "resolve_spec_aux_hidden_state_config",
+            ("model_config", "spec_algorithm", "is_draft_worker"),
         ),
     ),
 )

@@ -15,9 +15,15 @@ class ModelFamily(Protocol):
     from SGLang's ``MultimodalDataItem.offsets``.
     """
 
-    name: str
-    architectures: tuple[str, ...]
-    """``config.architectures`` that this adapter serves."""
+    @property
+    def name(self) -> str:
+        """The family's usual name."""
+        ...
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """``config.architectures`` that this adapter serves."""
+        ...
 
     def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
         """Return the features of one image or video, ``[tokens, hidden]`` in prompt order.
@@ -32,7 +38,7 @@ class ModelFamily(Protocol):
         ...
 
     def video_grid(self, item: Any, spatial_merge: int) -> tuple[int, int, int] | None:
-        """Return ``(frames, rows, columns)`` of a video's tokens, or None where there is no grid."""
+        """Return ``(frames, rows, columns)`` of a video's tokens; None where there is no grid."""
         ...
 
     def prompt_positions(

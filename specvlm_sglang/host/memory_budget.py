@@ -1,0 +1,76 @@
+"""Give the target's KV pool the memory that a pruned draft does not need.
+
+SGLang sizes the target's pool as if the draft held one slot of the target's width per target token
+and draft layer. It takes the draft's depth from one record, which we correct: the depth that a
+draft of the target's width would have, for the bytes that the private pool really takes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.host import contract
+from specvlm_sglang.host.patching import replace_function
+
+_RUNNER = "sglang.srt.model_executor.model_runner"
+
+
+def equivalent_layers(
+    draft_layers: int, draft_kv_width: int, target_kv_width: int, share: float
+) -> int:
+    """Layers of the target's width that take as much memory as the draft's pool, rounded up.
+
+    Parameters
+    ----------
+    draft_layers
+        Attention layers of the draft.
+    draft_kv_width, target_kv_width
+        KV heads times head dimension.
+    share
+        Draft slots per target slot.
+    """
+    return max(1, math.ceil(draft_layers * draft_kv_width / target_kv_width * share))
+
+
+def install_in_scheduler(algorithm: str) -> None:
+    """Correct the record in this process if it is a scheduler (the module is loaded); idempotent.
+
+    Parameters
+    ----------
+    algorithm
+        The speculative algorithm whose draft has a private pool.
+    """
+    if _RUNNER not in sys.modules:
+        return
+    contract.require("memory budget")
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def resolve(*, model_config: Any, spec_algorithm: Any, **kwargs: Any) -> Any:
+            record = original(model_config=model_config, spec_algorithm=spec_algorithm, **kwargs)
+            draft = record.draft_model_config
+            if getattr(spec_algorithm, "name", None) != algorithm or draft is None:
+                return record
+            config = SpecVLMConfig.from_environment()
+            record.eagle_draft_num_layers = equivalent_layers(
+                record.eagle_draft_num_layers,
+                _kv_width(draft),
+                _kv_width(model_config),
+                config.draft_kv_share,
+            )
+            return record
+
+        return resolve
+
+    replace_function(
+        "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state",
+        "resolve_spec_aux_hidden_state_config",
+        make,
+    )
+
+
+def _kv_width(model_config: Any) -> int:
+    return int(model_config.get_num_kv_heads(1) * model_config.head_dim)
