@@ -11,6 +11,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import contract, memory_budget
+from specvlm_sglang.pair import check_pair
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,12 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         refuse_unsupported(server_args)
         request_validation.install()
         resolve_tree(server_args)
+        check_pair(
+            server_args.model_path,
+            server_args.speculative_draft_model_path,
+            tokenizer=server_args.tokenizer_path,
+            trust_remote_code=server_args.trust_remote_code,
+        )
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
         server_args.enable_mixed_chunk = False

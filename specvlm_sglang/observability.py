@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
+
+POOL_FULL = "the draft's KV cache is full"
+"""Why a request is cold that the draft's pool could not take."""
+
+
+@dataclass
+class RequestReport:
+    """What SpecVLM did for one request; ``meta_info["specvlm"][0]`` of its response.
+
+    Attributes
+    ----------
+    video_tokens, kept_video_tokens
+        N and K.
+    policy
+        The pruning policy.
+    cold
+        Why the request has no draft, or None.
+    fallback
+        Why another policy was used than the one asked for, or None.
+    scoring_seconds
+        Wall time of the scores (on a GPU: of their launch).
+    """
+
+    video_tokens: int
+    kept_video_tokens: int
+    policy: str
+    cold: str | None = None
+    fallback: str | None = None
+    scoring_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values."""
+        return asdict(self)
 
 
 @dataclass
 class Totals:
-    """Counts since the server started, of this scheduler process."""
+    """Counts since the server started, of this scheduler process.
+
+    Attributes
+    ----------
+    requests, video_requests
+        Prompts completed, and those with a video.
+    video_tokens, kept_video_tokens
+        Sums of N and K.
+    cold_at_prefill, went_cold
+        Requests that never had a draft, and that lost it while running.
+    score_fallbacks
+        Requests whose policy fell back to uniform spacing.
+    scoring_seconds
+        Wall time spent on scores.
+    """
 
     requests: int = 0
     video_requests: int = 0
@@ -24,50 +71,91 @@ class Totals:
         return asdict(self)
 
 
-@dataclass
-class RequestReport:
-    """What SpecVLM did for one request; ``meta_info.specvlm`` of its response.
+class Observer:
+    """Counts what happens; with metrics enabled also for Prometheus, under ``specvlm_``.
 
-    Attributes
+    Parameters
     ----------
-    video_tokens, kept
-        N and K.
-    policy
-        The pruning policy.
-    cold
-        Why the request has no draft, or None.
-    fallback
-        Why another policy was used than the one asked for, or None.
-    scoring_seconds
-        Wall time of the scores (on a GPU: of their launch).
+    prometheus
+        Whether SGLang serves ``/metrics`` (``--enable-metrics``). It aggregates the metrics of
+        all its processes, so they are simply created here.
     """
 
-    video_tokens: int
-    kept: int
-    policy: str
-    cold: str | None = None
-    fallback: str | None = None
-    scoring_seconds: float = field(default=0.0)
+    def __init__(self, *, prometheus: bool) -> None:
+        self.totals = Totals()
+        self._metrics = _PrometheusMetrics() if prometheus else None
 
-    def finish(self, totals: Totals) -> RequestReport:
-        """Add this request to ``totals``."""
+    def finished_prefill(self, report: RequestReport) -> None:
+        """Count one completed prompt."""
+        totals = self.totals
         totals.requests += 1
-        if self.video_tokens:
-            totals.video_requests += 1
-            totals.video_tokens += self.video_tokens
-            totals.kept_video_tokens += self.kept
-        totals.cold_at_prefill += self.cold is not None
-        totals.score_fallbacks += self.fallback is not None
-        totals.scoring_seconds += self.scoring_seconds
-        return self
+        totals.video_requests += report.video_tokens > 0
+        totals.video_tokens += report.video_tokens
+        totals.kept_video_tokens += report.kept_video_tokens
+        totals.cold_at_prefill += report.cold is not None
+        totals.score_fallbacks += report.fallback is not None
+        totals.scoring_seconds += report.scoring_seconds
+        if self._metrics is not None:
+            self._metrics.finished_prefill(report)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values."""
-        return {
-            "video_tokens": self.video_tokens,
-            "kept_video_tokens": self.kept,
-            "policy": self.policy,
-            "cold": self.cold,
-            "fallback": self.fallback,
-            "scoring_seconds": round(self.scoring_seconds, 6),
-        }
+    def went_cold(self, requests: int) -> None:
+        """Count requests that lost their draft while running."""
+        self.totals.went_cold += requests
+        if self._metrics is not None:
+            self._metrics.cold.labels(when="running").inc(requests)
+
+    def draft_kv(self, in_use: int, capacity: int) -> None:
+        """Note how full the draft's KV cache is."""
+        if self._metrics is not None:
+            self._metrics.kv_in_use.set(in_use)
+            self._metrics.kv_capacity.set(capacity)
+
+
+class _PrometheusMetrics:
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.requests = Counter(
+            "specvlm_requests_total", "Prompts completed, by pruning policy.", ["policy"]
+        )
+        self.video_tokens = Counter(
+            "specvlm_video_tokens_total", "Video tokens of the prompts completed."
+        )
+        self.kept = Counter(
+            "specvlm_kept_video_tokens_total", "Video tokens that the draft was prefilled with."
+        )
+        self.cold = Counter(
+            "specvlm_cold_requests_total",
+            "Requests decoded without a draft: from their prefill, or from some point on.",
+            ["when"],
+        )
+        self.fallbacks = Counter(
+            "specvlm_score_fallbacks_total",
+            "Requests pruned uniformly because no scores could be taken.",
+        )
+        self.scoring = Histogram(
+            "specvlm_scoring_seconds",
+            "Wall time of scoring one video.",
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        )
+        self.kv_in_use = Gauge(
+            "specvlm_draft_kv_tokens_in_use",
+            "Slots of the draft's KV cache in use.",
+            multiprocess_mode="mostrecent",
+        )
+        self.kv_capacity = Gauge(
+            "specvlm_draft_kv_tokens",
+            "Slots of the draft's KV cache.",
+            multiprocess_mode="mostrecent",
+        )
+
+    def finished_prefill(self, report: RequestReport) -> None:
+        self.requests.labels(policy=report.policy).inc()
+        self.video_tokens.inc(report.video_tokens)
+        self.kept.inc(report.kept_video_tokens)
+        if report.cold is not None:
+            self.cold.labels(when="prefill").inc()
+        if report.fallback is not None:
+            self.fallbacks.inc()
+        if report.scoring_seconds > 0:
+            self.scoring.observe(report.scoring_seconds)

@@ -18,10 +18,10 @@ from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_l
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import scheduler_hooks
 from specvlm_sglang.models import family_of
-from specvlm_sglang.observability import RequestReport, Totals
+from specvlm_sglang.observability import POOL_FULL, Observer, RequestReport
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, video_items
 from specvlm_sglang.pruning.selection import (
-    Selection,
+    select_per_video,
     select_video_tokens,
     video_token_budget,
 )
@@ -55,12 +55,13 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.target_family = family_of(
             target_worker.model_runner.model_config.hf_config.architectures
         )
+        rank_zero = get_parallel().tp_rank == 0
+        self.observer = Observer(prometheus=server_args.enable_metrics and rank_zero)
         self._draft_worker = SpecVLMDraftWorker(server_args, gpu_id, nccl_port, target_worker)
-        self._draft_worker.on_cold = self._note_cold
+        self._draft_worker.on_cold = self.observer.went_cold
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.adaptive_controller = None
         self.capture = QueryCapture()
-        self.totals = Totals()
         vision = getattr(target_worker.model_runner.model_config.hf_config, "vision_config", None)
         self._spatial_merge = getattr(vision, "spatial_merge_size", 1)
         scheduler_hooks.install(self)
@@ -130,15 +131,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """What ``/server_info`` shows of SPECVLM."""
         kv = self._draft_worker.kv
         return {
-            **self.totals.as_dict(),
+            **self.observer.totals.as_dict(),
             "draft_kv_tokens": kv.capacity,
             "draft_kv_tokens_in_use": kv.slots_in_use,
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.capture.skipped_layers),
         }
-
-    def _note_cold(self, requests: int) -> None:
-        self.totals.went_cold += requests
 
     # Prefill
 
@@ -168,6 +166,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
             output.next_draft_input = self.draft_worker.prefill(
                 batch, prompts, output.next_token_ids
             )
+        kv = self.draft_worker.kv
+        self.observer.draft_kv(kv.slots_in_use, kv.capacity)
         return output
 
     def _arm_capture(self, batch: Any) -> None:
@@ -190,99 +190,110 @@ class SpecVLMWorker(StandaloneWorkerV2):
         return options_of(req, self.config)
 
     def _kept(self, req: Any, prompt: VideoPrompt) -> int:
+        """K, from lengths and options alone."""
         options = self._options(req)
         if options.policy == "none":
             return prompt.video_tokens
+        if options.needs_grid and len(prompt.video_lengths) > 1:
+            return sum(
+                video_token_budget(tokens, options.retention) for tokens in prompt.video_lengths
+            )
         return video_token_budget(prompt.video_tokens, options.retention)
 
     def _reads_scores(self, req: Any, prompt: VideoPrompt) -> bool:
         return self._options(req).needs_scores and self._kept(req, prompt) < prompt.video_tokens
 
     def _draft_prompts(self, batch: Any, output: Any) -> list[tuple[int, DraftPrompt]]:
+        """Draft prompts of the requests whose target prefill is complete and that got room."""
         prompts = []
-        kv = self.draft_worker.kv
-        reports: list[Any] = [None] * len(batch.reqs)
+        reports: list[dict[str, Any] | None] = [None] * len(batch.reqs)
         for index, req in enumerate(batch.reqs):
             if req.extend_end != len(req.full_untruncated_fill_ids):
                 continue
             prompt = prompt_of(req, self.config.max_query_rows)
-            filled = len(req.full_untruncated_fill_ids)
-            kept = self._kept(req, prompt)
             report = RequestReport(
-                video_tokens=prompt.video_tokens, kept=kept, policy=self._options(req).policy
+                prompt.video_tokens, self._kept(req, prompt), self._options(req).policy
             )
-            row = req.kv.req_pool_idx
-            length = draft_length(prompt, filled, kept)
-            if kv.admit(row, draft_length=length, target_length=filled):
-                try:
-                    selected = self._select(req, prompt, kept, report)
-                    prompts.append(
-                        (
-                            index,
-                            build_draft_prompt(
-                                req,
-                                prompt,
-                                selected.indices if selected is not None else None,
-                                output.next_token_ids[index : index + 1],
-                                family=self.draft_worker.family,
-                                features=self.draft_worker.features,
-                                embed_tokens=self.draft_worker.draft_runner.model.get_input_embeddings(),
-                            ),
-                        )
-                    )
-                except Exception as error:
-                    # The draft is only an accelerator: the request goes on without it.
-                    logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
-                    kv.free(row)
-                    report.cold = str(error)
+            newest_token = output.next_token_ids[index : index + 1]
+            try:
+                draft_prompt = self._draft_prompt(req, prompt, newest_token, report)
+            except Exception as error:
+                # The draft is only an accelerator: the request goes on without it.
+                logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
+                self.draft_worker.kv.free(req.kv.req_pool_idx)
+                report.cold = str(error)
             else:
-                report.cold = "the draft's KV cache is full"
+                if draft_prompt is not None:
+                    prompts.append((index, draft_prompt))
             req.specvlm_rows = CapturedRows()
-            reports[index] = report.finish(self.totals)
-        self._attach_reports(output, reports)
+            self.observer.finished_prefill(report)
+            reports[index] = report.as_dict()
+        if output.logits_output is not None and any(reports):
+            info = dict(output.logits_output.customized_info or {})
+            info["specvlm"] = reports
+            output.logits_output.customized_info = info
         return prompts
 
-    def _attach_reports(self, output: Any, reports: list[Any]) -> None:
-        if output.logits_output is None or not any(reports):
-            return
-        info = output.logits_output.customized_info or {}
-        info["specvlm"] = [None if report is None else report.as_dict() for report in reports]
-        output.logits_output.customized_info = info
+    def _draft_prompt(
+        self, req: Any, prompt: VideoPrompt, newest_token: torch.Tensor, report: RequestReport
+    ) -> DraftPrompt | None:
+        """Return one request's draft prompt; None where the draft's cache has no room for it."""
+        draft = self.draft_worker
+        filled = len(req.full_untruncated_fill_ids)
+        length = draft_length(prompt, filled, report.kept_video_tokens)
+        if not draft.kv.admit(req.kv.req_pool_idx, draft_length=length, target_length=filled):
+            report.cold = POOL_FULL
+            return None
+        return build_draft_prompt(
+            req,
+            prompt,
+            self._select(req, prompt, report),
+            newest_token,
+            family=draft.family,
+            features=draft.features,
+            embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+        )
 
-    def _select(
-        self, req: Any, prompt: VideoPrompt, kept: int, report: RequestReport
-    ) -> Selection | None:
-        if kept == prompt.video_tokens:
+    def _select(self, req: Any, prompt: VideoPrompt, report: RequestReport) -> torch.Tensor | None:
+        """Indices of the kept video tokens, int64 ``[K]`` on the device; None keeps all."""
+        if report.kept_video_tokens == prompt.video_tokens:
             return None
         options = self._options(req)
-        started = time.perf_counter()
-        scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
-        if options.needs_scores:
+        if options.needs_scores and prompt.query_rows:
+            started = time.perf_counter()
             scores = self._scores(req, prompt)
-        report.scoring_seconds = time.perf_counter() - started
-        grid = None
+            report.scoring_seconds = time.perf_counter() - started
+        else:
+            scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
+            if options.needs_scores:
+                report.fallback = "no text after the video"
+        grids = None
         if options.needs_grid:
             items = video_items(req.multimodal_inputs)
-            if len(items) == 1:
-                grid = self.target_family.video_grid(items[0], self._spatial_merge)
-            if grid is None:
-                raise ValueError(f"policy {options.policy!r} needs one video with a regular grid")
-        selection = select_video_tokens(
+            grids = [self.target_family.video_grid(item, self._spatial_merge) for item in items]
+            if None in grids:
+                raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
+        if grids is not None and len(grids) > 1:
+            # A grid describes one video: each gets a budget of its own.
+            return select_per_video(
+                scores,
+                prompt.video_lengths,
+                retention=options.retention,
+                top_p=self.config.top_p,
+                policy=options.policy,
+                grids=grids,
+            ).indices
+        return select_video_tokens(
             scores,
             retention=options.retention,
             top_p=self.config.top_p,
             policy=options.policy,
-            grid=grid,
-        )
-        if options.needs_scores and prompt.query_rows == 0:
-            report.fallback = "no text after the video: uniform"
-        return selection
+            grid=None if grids is None else grids[0],
+        ).indices
 
     def _scores(self, req: Any, prompt: VideoPrompt) -> torch.Tensor:
         """Mean attention of the query rows to each video token, float32 ``[N]``."""
         total = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
-        if prompt.query_rows == 0:
-            return total
         rows: CapturedRows = req.specvlm_rows
         if rows.rows() != prompt.query_rows:
             raise RuntimeError(f"captured {rows.rows()} of {prompt.query_rows} query rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from typing import Any
 
@@ -34,10 +35,10 @@ def prepare_process() -> None:
       accelerator; without a driver torch raises, and SGLang's video path calls it unguarded.
     """
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    if os.environ["TORCHDYNAMO_DISABLE"] == "1":
-        import torch._dynamo.config
-
-        torch._dynamo.config.disable = True
+    dynamo_config = sys.modules.get("torch._dynamo.config")
+    if dynamo_config is not None and os.environ["TORCHDYNAMO_DISABLE"] == "1":
+        # Already imported, so it has read the environment; importing it here would cost seconds.
+        dynamo_config.disable = True  # type: ignore[attr-defined]
     if torch.Tensor.pin_memory is not _stay_pageable:
         torch.Tensor.pin_memory = _stay_pageable  # type: ignore[method-assign,assignment]
 

@@ -180,7 +180,7 @@ def _verify(
     rows = spec_info.draft_token_num
     mask = spec_info.custom_mask
     # A chain's tree is causal; its mask says nothing new, and some workers leave it out.
-    is_chain = mask is None or mask.numel() == 0 or spec_info.tree_topk == 1
+    is_chain = mask is None or mask.numel() == 0 or getattr(spec_info, "tree_topk", -1) == 1
     trees = None if is_chain else _tree_blocks(mask, seq_lens, rows)
     requests = []
     for i, (table_row, length) in enumerate(zip(table_rows, seq_lens, strict=True)):

@@ -1,0 +1,83 @@
+"""Whether a draft model can draft for a target: checked at start, before weights are loaded."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from specvlm_sglang.models import family_of
+
+# What the prompt's visual tokens depend on: the processor of the target lays them out for both.
+_GEOMETRY = ("patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second")
+_TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+@lru_cache(maxsize=4)
+def check_pair(
+    target: str, draft: str, *, tokenizer: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Raise unless ``draft`` reads the same tokens and the same video layout as ``target``.
+
+    Parameters
+    ----------
+    target, draft
+        Model paths or hub names.
+    tokenizer
+        The target's tokenizer where it is not in ``target`` (``--tokenizer-path``).
+    trust_remote_code
+        As SGLang's ``--trust-remote-code``.
+
+    Raises
+    ------
+    ValueError
+        A family that is not served, two families, another vision geometry, or another
+        vocabulary; the message names the difference and both models.
+    """
+    from transformers import AutoConfig
+
+    configs = [
+        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        for path in (target, draft)
+    ]
+    families = [family_of(config.architectures or []) for config in configs]
+    if families[0].name != families[1].name:
+        raise ValueError(
+            f"the draft {draft} is a {families[1].name} model, the target {target} a "
+            f"{families[0].name} model: --speculative-draft-model-path must name one of the "
+            "target's family"
+        )
+    for name in _GEOMETRY:
+        _same(name, *(getattr(config, "vision_config", None) for config in configs), target, draft)
+    for name in _TOKEN_IDS:
+        _same(name, configs[0], configs[1], target, draft)
+    _check_vocabulary(tokenizer or target, draft, trust_remote_code)
+
+
+def _same(name: str, target_config: Any, draft_config: Any, target: str, draft: str) -> None:
+    wanted, found = (getattr(config, name, None) for config in (target_config, draft_config))
+    if wanted != found:
+        raise ValueError(
+            f"{name} is {wanted} in the target {target} and {found} in the draft {draft}: they "
+            "would lay out a video differently"
+        )
+
+
+def _check_vocabulary(target: str, draft: str, trust_remote_code: bool) -> None:
+    from transformers import AutoTokenizer
+
+    vocabularies = []
+    for path in (target, draft):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        vocabularies.append({number: token for token, number in tokenizer.get_vocab().items()})
+    if vocabularies[0] == vocabularies[1]:
+        return
+    number = min(
+        number
+        for number in vocabularies[0].keys() | vocabularies[1].keys()
+        if vocabularies[0].get(number) != vocabularies[1].get(number)
+    )
+    raise ValueError(
+        f"token {number} is {vocabularies[0].get(number)!r} for the target {target} and "
+        f"{vocabularies[1].get(number)!r} for the draft {draft}: a draft must share the target's "
+        "tokenizer"
+    )

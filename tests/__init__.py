@@ -1,0 +1,1 @@
+"""Tests of specvlm-sglang; run from the repository root."""

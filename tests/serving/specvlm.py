@@ -1,0 +1,123 @@
+"""Shared by the SPECVLM serving tests: launch arguments, prompts, and expected answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.support import hf
+from tests.support.messages import user
+from tests.support.server import ChatAnswer, Server
+
+FLOAT32 = ("--dtype", "float32", "--specvlm-exact-vision")
+CHAIN = ("--speculative-num-steps", "3")
+TREE = (
+    "--speculative-num-steps",
+    "4",
+    "--speculative-eagle-topk",
+    "4",
+    "--speculative-num-draft-tokens",
+    "16",
+)
+NEW_TOKENS = 24
+
+
+def launch(draft: Path, *more: str) -> tuple[str, ...]:
+    """Launch arguments of a SPECVLM server with this draft."""
+    return (
+        *FLOAT32,
+        "--speculative-algorithm",
+        "SPECVLM",
+        "--speculative-draft-model-path",
+        str(draft),
+        *more,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt with the tokens that transformers answers."""
+
+    messages: tuple[dict[str, Any], ...]
+    video_tokens: int
+    expected: tuple[int, ...]
+
+
+_answers: dict[tuple[Path, str], hf.Answer] = {}
+
+
+def _expected(target: Path, messages: list[dict[str, Any]]) -> hf.Answer:
+    key = (target, repr(messages))
+    if key not in _answers:
+        _answers[key] = hf.greedy(target, messages, NEW_TOKENS)
+    return _answers[key]
+
+
+def cases(target: Path, clip_paths: Sequence[Path], image_paths: Sequence[Path]) -> list[Case]:
+    """Text, one video, a second turn, two videos, video and image in either order."""
+    first, second, *_ = clip_paths
+    image = image_paths[0]
+    prompts = {
+        "text": user("Which colours are there?"),
+        "video": user(first, "What happens?"),
+        "other video": user(second, "What happens, and where does the circle go then?"),
+        "second turn": [
+            *user(first, "What happens?"),
+            {"role": "assistant", "content": "The red circle moves."},
+            *user("And then?"),
+        ],
+        "two videos": user(first, "and", second, "Compare them."),
+        "video, image": user(first, image, "Is it there?"),
+        "image, video": user(image, second, "Is it there?"),
+        "question first": user("Look at this:", first, "Now tell me."),
+    }
+    built = []
+    for messages in prompts.values():
+        answer = _expected(target, messages)
+        built.append(Case(tuple(messages), _video_tokens(target, answer), tuple(answer.output_ids)))
+    return built
+
+
+@cache
+def _video_token_id(target: Path) -> int:
+    return int(hf.load_model(target).config.video_token_id)
+
+
+def _video_tokens(target: Path, answer: hf.Answer) -> int:
+    return answer.prompt_ids.count(_video_token_id(target))
+
+
+def ask(server: Server, case: Case, **options: Any) -> ChatAnswer:
+    """Send one case; ``retention`` and ``policy`` go into ``custom_params``."""
+    chosen = {key: options.pop(key) for key in ("retention", "policy") if key in options}
+    if chosen:
+        options["custom_params"] = {"specvlm": chosen}
+    return server.chat(case.messages, max_tokens=NEW_TOKENS, return_meta_info=True, **options)
+
+
+def ask_all(server: Server, jobs: Sequence[tuple[Case, dict[str, Any]]], at_once: int) -> list[Any]:
+    """Send many cases, ``at_once`` of them concurrently; answers in order."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda job: ask(server, job[0], **job[1]), jobs))
+
+
+def meta(answer: ChatAnswer) -> dict[str, Any]:
+    """SGLang's ``meta_info`` of an answer."""
+    found: dict[str, Any] = answer.raw["choices"][0]["meta_info"]
+    return found
+
+
+def report(answer: ChatAnswer) -> dict[str, Any]:
+    """SPECVLM's part of an answer's ``meta_info``."""
+    found: dict[str, Any] = meta(answer)["specvlm"][0]
+    return found
+
+
+def state(server: Server) -> dict[str, Any]:
+    """SPECVLM's part of ``/server_info``."""
+    found: dict[str, Any] = server.server_info()["internal_states"][0]["specvlm"]
+    return found

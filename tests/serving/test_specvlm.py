@@ -1,0 +1,315 @@
+"""SPECVLM in a real server: the target's own tokens, whatever the draft was shown."""
+
+from __future__ import annotations
+
+import random
+import threading
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from specvlm_sglang.policies import POLICIES
+from tests.serving import specvlm
+from tests.serving.specvlm import CHAIN, FLOAT32, TREE, ask, ask_all, launch, meta, report, state
+from tests.support.server import Server
+
+pytestmark = pytest.mark.serving
+
+RETENTIONS = (0.05, 0.1, 0.5, 1.0)
+SHAPES = {
+    "chain": CHAIN,
+    # Chunks smaller than a video: its tokens and its query rows fall into different passes.
+    "tree, chunked": (*TREE, "--chunked-prefill-size", "16"),
+}
+
+
+@pytest.fixture(scope="module")
+def cases(vl_target: Path, clip_paths: list[Path], image_paths: list[Path]) -> list[specvlm.Case]:
+    return specvlm.cases(vl_target, clip_paths, image_paths)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_are_the_targets_own_over_retentions_policies_cache_states_and_concurrency(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case], shape: str
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *SHAPES[shape]))
+    options = [{"retention": retention, "policy": "specvlm"} for retention in RETENTIONS]
+    options += [
+        {"retention": retention, "policy": policy}
+        for policy, retention in product(POLICIES, (0.1, 0.5))
+        if policy != "specvlm"
+    ]
+    jobs = [(case, chosen) for chosen in options for case in cases]
+    random.Random(0).shuffle(jobs)
+    half = len(jobs) // 2
+    server.flush_cache()
+    answers = ask_all(server, jobs[:half], at_once=1)
+    answers += ask_all(server, jobs[half:], at_once=8)
+    wrong = [
+        (chosen, case.messages[-1]["content"])
+        for (case, chosen), answer in zip(jobs, answers, strict=True)
+        if tuple(answer.output_ids) != case.expected
+    ]
+    assert not wrong, f"{len(wrong)} of {len(jobs)} differ, first {wrong[0]}"
+    for (case, chosen), answer in zip(jobs, answers, strict=True):
+        assert report(answer)["video_tokens"] == case.video_tokens
+        assert report(answer)["cold"] is None, report(answer)
+        assert report(answer)["fallback"] is None
+        if case.video_tokens and chosen["policy"] not in ("none", "frames", "specvlm-grid"):
+            budget = max(1, int(case.video_tokens * chosen["retention"] + 1e-6))
+            # Grid policies give each video a budget of its own.
+            assert abs(report(answer)["kept_video_tokens"] - budget) <= 1
+    assert len(jobs) >= 180
+    assert state(server)["draft_kv_tokens_in_use"] == 0
+
+
+def test_a_cached_prompt_is_answered_like_a_cold_one_and_scored_again(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    server.flush_cache()
+    case = cases[1]
+    cold, hit = (ask(server, case, retention=0.25) for _ in range(2))
+    assert meta(hit)["cached_tokens"] > 0
+    assert tuple(cold.output_ids) == tuple(hit.output_ids) == case.expected
+    assert report(hit)["scoring_seconds"] > 0
+    # The same scores keep the same tokens, so the same drafts are accepted.
+    assert meta(hit)["spec_verify_ct"] == meta(cold)["spec_verify_ct"]
+
+
+def test_a_draft_with_the_targets_weights_that_sees_everything_is_always_accepted(
+    serve: Any, vl_target: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_target, *CHAIN, "--specvlm-retention", "1.0"))
+    answers = ask_all(server, [(case, {}) for case in cases * 2], at_once=4)
+    for case, answer in zip(cases * 2, answers, strict=True):
+        assert tuple(answer.output_ids) == case.expected
+        histogram = meta(answer)["spec_correct_drafts_histogram"]
+        # The last round may end at the token limit or an end token; no other rejects anything.
+        assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
+
+
+def test_a_pruned_draft_with_the_targets_weights_is_accepted_less_but_often(
+    serve: Any, vl_target: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_target, *CHAIN, "--specvlm-retention", "1.0"))
+    videos = [case for case in cases if case.video_tokens]
+    rates = {
+        retention: [
+            meta(ask(server, case, retention=retention))["spec_accept_rate"] for case in videos
+        ]
+        for retention in (0.05, 1.0)
+    }
+    assert min(rates[1.0]) > 0.9
+    assert 0 < sum(rates[0.05]) < sum(rates[1.0])
+
+
+def test_streaming_sends_the_same_text(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    stream = client.chat.completions.create(
+        model="m",
+        messages=list(cases[1].messages),  # type: ignore[arg-type]
+        max_tokens=specvlm.NEW_TOKENS,
+        temperature=0,
+        stream=True,
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+    assert len(pieces) > 2
+    assert "".join(pieces) == ask(server, cases[1]).text
+
+
+def test_several_answers_stop_strings_logprobs_and_json_schema_work(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    case = cases[1]
+    plain = ask(server, case)
+    several = ask(server, case, n=3, temperature=0.0)
+    assert [choice["message"]["content"] for choice in several.raw["choices"]] == [plain.text] * 3
+    stop = plain.text[4:7]
+    assert ask(server, case, stop=[stop]).text == plain.text[: plain.text.index(stop)]
+    logprobs = ask(server, case, logprobs=True, top_logprobs=2).raw["choices"][0]["logprobs"]
+    for entry in logprobs["content"]:
+        assert entry["logprob"] == pytest.approx(entry["top_logprobs"][0]["logprob"], abs=1e-4)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    constrained = server.chat(
+        case.messages,
+        max_tokens=40,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": schema, "strict": True},
+        },
+    )
+    assert constrained.text.lstrip().startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        ({"retention": 0}, "retention=0"),
+        ({"retention": "much"}, "retention='much'"),
+        ({"policy": "best"}, "policy='best'"),
+        ({"keep": 3}, "keep"),
+        ("0.1", "must be an object"),
+    ],
+)
+def test_bad_request_options_are_a_400_that_names_the_value(
+    serve: Any,
+    vl_target: Path,
+    vl_draft: Path,
+    cases: list[specvlm.Case],
+    chosen: Any,
+    named: str,
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    with pytest.raises(openai.BadRequestError, match=named):
+        server.chat(cases[1].messages, custom_params={"specvlm": chosen})
+    assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
+
+
+def test_the_draft_pool_holds_exactly_the_pruned_lengths_while_requests_run(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    seen = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(state(server)["draft_kv_tokens_in_use"])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        server.chat(
+            cases[1].messages,
+            max_tokens=200,
+            ignore_eos=True,
+            custom_params={"specvlm": {"retention": 0.25}},
+        )
+    finally:
+        done.set()
+        watcher.join()
+    assert state(server)["draft_kv_tokens_in_use"] == 0
+    busy = [slots for slots in seen if slots]
+    assert busy, "the request ended before anybody looked"
+    prompt = len(server.chat(cases[1].messages, max_tokens=1).prompt_ids)
+    kept = max(1, int(cases[1].video_tokens * 0.25 + 1e-6))
+    shortest = prompt - cases[1].video_tokens + kept + 1
+    # Prefill, answer, and SGLang's reserve of two rounds.
+    assert shortest <= min(busy)
+    assert max(busy) <= shortest + 200 + 2 * 2 * 4
+
+
+def test_the_draft_pool_is_empty_after_many_requests_with_random_aborts(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    chance = random.Random(1)
+
+    def one(number: int) -> None:
+        case = cases[number % len(cases)]
+        body = {
+            "model": "m",
+            "messages": list(case.messages),
+            "max_tokens": 40,
+            "temperature": 0.8 if number % 3 else 0.0,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        with requests.post(
+            f"{server.url}/v1/chat/completions", json=body, stream=True, timeout=300
+        ) as response:
+            for chunks, _ in enumerate(response.iter_lines()):
+                if aborts[number] is not None and chunks >= aborts[number]:
+                    return
+
+    aborts = [chance.choice([None, 1, 4]) for _ in range(200)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(200)))
+    assert _eventually_idle(server)
+    assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
+
+
+def test_a_full_draft_pool_and_forced_retraction_lose_no_request(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(
+        vl_target,
+        *launch(
+            vl_draft,
+            *CHAIN,
+            "--max-total-tokens",
+            "420",
+            "--specvlm-draft-kv-tokens",
+            "160",
+            "--schedule-conservativeness",
+            "0.1",
+            "--disable-radix-cache",
+        ),
+    )
+    answers = ask_all(server, [(case, {}) for case in cases * 4], at_once=8)
+    for case, answer in zip(cases * 4, answers, strict=True):
+        assert tuple(answer.output_ids) == case.expected
+    assert _eventually_idle(server)
+    counts = state(server)
+    assert counts["cold_at_prefill"] + counts["went_cold"] > 0, counts
+
+
+def _eventually_idle(server: Server) -> bool:
+    import time
+
+    for _ in range(40):
+        if state(server)["draft_kv_tokens_in_use"] == 0:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def test_metrics_count_tokens_and_requests(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN, "--enable-metrics"))
+    before = server.metrics()
+    ask(server, cases[1], retention=0.5)
+    after = server.metrics()
+    kept = max(1, int(cases[1].video_tokens * 0.5 + 1e-6))
+    gained = {name: after[name] - before.get(name, 0.0) for name in after}
+    assert gained["specvlm_video_tokens_total"] == cases[1].video_tokens
+    assert gained["specvlm_kept_video_tokens_total"] == kept
+    assert gained["specvlm_requests_total"] == 1
+    assert gained["specvlm_scoring_seconds_count"] == 1
+    assert after["specvlm_draft_kv_tokens"] > 0
+
+
+def test_plain_decoding_gives_the_same_tokens(
+    serve: Any, vl_target: Path, cases: list[specvlm.Case]
+) -> None:
+    server = serve(vl_target, *FLOAT32)
+    for case in cases:
+        answer = server.chat(case.messages, max_tokens=specvlm.NEW_TOKENS)
+        assert tuple(answer.output_ids) == case.expected
+
+
+def test_help_shows_the_flags(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "sglang.launch_server", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    ).stdout
+    assert "--specvlm-retention" in shown
+    assert "--specvlm-exact-vision" in shown

@@ -1,0 +1,1 @@
+"""What the tests share: tiny checkpoints, clips, servers and the transformers side."""
