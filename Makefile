@@ -30,7 +30,7 @@ $(READY): pyproject.toml uv.lock $(if $(filter $(TOOLS)/bin/uv,$(UV)),$(TOOLS)/b
 	@touch $@
 
 demo: $(READY)  ## Prune a real clip and draw what the draft would keep
-	$(RUN) python -m examples.pruned_clip
+	$(RUN) python examples/pruned_clip.py
 
 test: $(READY)  ## Every test that runs without a GPU in reasonable time
 	$(RUN) pytest -m "not slow"

@@ -47,7 +47,8 @@ def check_pair(
             "target's family"
         )
     for name in _GEOMETRY:
-        _same(name, *(getattr(config, "vision_config", None) for config in configs), target, draft)
+        towers = [getattr(config, "vision_config", None) for config in configs]
+        _same(name, towers[0], towers[1], target, draft)
     for name in _TOKEN_IDS:
         _same(name, configs[0], configs[1], target, draft)
     _check_vocabulary(tokenizer or target, draft, trust_remote_code)

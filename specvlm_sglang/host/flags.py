@@ -22,10 +22,10 @@ def install(after_parsing: Callable[[], None]) -> None:
         add_original(parser)
         config.add_flags(parser)
 
-    def from_cli_args(cls: Any, arguments: argparse.Namespace) -> Any:
-        config.export_flags(arguments)
+    def from_cli_args(cls: Any, args: argparse.Namespace) -> Any:
+        config.export_flags(args)
         after_parsing()
-        return from_original(cls, arguments)
+        return from_original(cls, args)
 
     ServerArgs.add_cli_args = staticmethod(add_cli_args)
     ServerArgs.from_cli_args = classmethod(from_cli_args)

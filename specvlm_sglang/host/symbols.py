@@ -187,3 +187,87 @@ declare(
         ),
     ),
 )
+
+_KERNELS = "sglang.kernels.ops.speculative"
+
+declare(
+    "kernels",
+    (
+        Symbol(
+            "sglang.srt.mem_cache.allocation:assign_req_to_token_pool_func",
+            (
+                "req_pool_indices",
+                "req_to_token",
+                "start_offset",
+                "end_offset",
+                "out_cache_loc",
+                "batch_size",
+            ),
+        ),
+        Symbol(
+            f"{_KERNELS}.cache_locs:assign_draft_cache_locs_contiguous_func",
+            ("req_pool_indices", "req_to_token", "seq_lens", "out_cache_loc", "topk", "num_cols"),
+        ),
+        Symbol(
+            f"{_KERNELS}.cache_locs:fill_front_out_cache_loc_func",
+            ("num_front", "out_cache_loc", "front_out_cache_loc"),
+        ),
+        Symbol(
+            f"{_KERNELS}.eagle:fill_bonus_tokens_func",
+            ("accept_tokens", "accept_lens", "bonus_tokens", "accept_stride", "batch_size"),
+        ),
+        Symbol(
+            f"{_KERNELS}.eagle:fill_accept_out_cache_loc_func",
+            ("accept_index", "out_cache_loc", "accept_out_cache_loc", "size"),
+        ),
+        Symbol(
+            f"{_KERNELS}.spec_tree:build_tree_kernel_efficient_func",
+            (
+                "parent_list",
+                "top_scores_index",
+                "seq_lens",
+                "tree_mask",
+                "positions",
+                "retrieve_index",
+                "retrieve_next_token",
+                "retrieve_next_sibling",
+                "topk",
+                "spec_steps",
+                "num_verify_tokens",
+                "tree_mask_mode",
+            ),
+        ),
+        Symbol(
+            f"{_KERNELS}.spec_tree:verify_tree_greedy_func",
+            (
+                "predicts",
+                "accept_index",
+                "accept_token_num",
+                "candidates",
+                "retrieve_index",
+                "retrieve_next_token",
+                "retrieve_next_sibling",
+                "target_predict",
+            ),
+        ),
+        Symbol("sglang.srt.speculative.eagle_utils:tree_speculative_sampling_target_only"),
+        Symbol("sglang.srt.speculative.eagle_utils:top_k_renorm_prob"),
+        Symbol("sglang.srt.speculative.eagle_utils:top_p_renorm_prob"),
+    ),
+)
+
+_BACKENDS = "sglang.srt.layers.attention"
+
+declare(
+    "attention",
+    (
+        Symbol(f"{_BACKENDS}.attention_registry:register_attention_backend", ("name",)),
+        Symbol(f"{_BACKENDS}.base_attn_backend:AttentionBackend.forward_extend"),
+        Symbol("sglang.srt.arg_groups.choices:add_attention_backend_choices"),
+        Symbol("sglang.srt.arg_groups.choices:add_draft_attention_backend_choices"),
+        Symbol(
+            "sglang.srt.speculative.draft_utils:DraftBackendFactory._create_backend",
+            ("backend_name", "backend_map", "error_template", "stamps_children"),
+        ),
+    ),
+)

@@ -213,7 +213,8 @@ class SpecVLMTorchAttnBackend(AttentionBackend):
             dtype=q.dtype,
         )
         out = q.new_empty(rows, heads, layer.v_head_dim)
-        out[metadata.rows :] = 0
+        if rows > metadata.rows:
+            out[metadata.rows :] = 0
         k_pool, v_pool = pool.get_key_buffer(layer_id), pool.get_value_buffer(layer_id)
         for call in metadata.calls(options, window_pool):
             call.run(q, out, k_pool, v_pool, layer.scaling, layer.logit_cap)

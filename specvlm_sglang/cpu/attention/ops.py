@@ -94,22 +94,19 @@ def _attend_plain(
 
 
 def merge(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Attention over the union of disjoint key sets, from the attention over each.
+    """Attention of one request over the union of disjoint key sets, from that over each.
 
     Parameters
     ----------
     parts
-        Pairs ``(out, lse)`` as `attend` returns them, of equal shapes.
+        Pairs ``(out, lse)`` as `attend` returns them; every entry of their batch dimensions is one
+        key set of the same rows.
 
     Returns
     -------
     torch.Tensor
-        Shape and dtype of the parts' ``out``.
+        ``[1, heads, rows, v_head_dim]``, the dtype of the parts' ``out``.
     """
-    if len(parts) == 1:
-        return parts[0][0]
-    weights = torch.stack([lse for _, lse in parts]).softmax(0).unsqueeze(-1)
-    merged = parts[0][0].float() * weights[0]
-    for (out, _), weight in zip(parts[1:], weights[1:], strict=True):
-        merged.addcmul_(out.float(), weight)
-    return merged.to(parts[0][0].dtype)
+    outs, lses = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    weighted = outs * lses.softmax(0).unsqueeze(-1)
+    return weighted.sum(0, keepdim=True).to(outs.dtype)

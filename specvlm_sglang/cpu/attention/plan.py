@@ -25,6 +25,10 @@ PADDED_KEYS = 128
 # A run of slots this long is read in place beside gathered ones; shorter runs are gathered too,
 # since one more call and the merge cost as much as the copy.
 LONG_RUN = 1024
+# A run of at least so many keys is cut into parts that threads share: one product per KV head alone
+# would leave most cores idle, and each head's pass over a long run finds nothing left in the cache.
+PARTED_RUN = 4096
+PART_KEYS = 512
 # Mask entries up to which one masked call beats a call for the context and one for the tail.
 MASK_ENTRIES = 1 << 22
 # Rows a call under a sliding window, which bounds its mask and the keys outside the rows' windows.
@@ -62,11 +66,14 @@ class KeySet:
         A slice of the pool, or the slots ``[batch * keys]`` to gather.
     mask, causal
         As `ops.attend` takes them.
+    parts
+        Equal parts to attend to on their own and to merge.
     """
 
     slots: slice | torch.Tensor
     mask: torch.Tensor | None = None
     causal: bool = False
+    parts: int = 1
 
     def take(self, pool: torch.Tensor, batch: int, dtype: torch.dtype) -> torch.Tensor:
         """``[batch, kv_heads, keys, head_dim]`` out of a pool ``[slots, kv_heads, head_dim]``."""
@@ -90,7 +97,7 @@ class Call:
     folded
         Heads of a KV group are folded into the rows, row by row (the masks are built for it).
     keys
-        Disjoint key sets whose union the rows see.
+        Disjoint key sets whose union the rows see; several, or parted ones, only of one request.
     """
 
     rows: slice | torch.Tensor
@@ -128,9 +135,9 @@ class Call:
             taken = taken.view(batch, -1, heads, q.shape[2]).transpose(1, 2)
         parts = [
             ops.attend(
-                taken,
-                keys.take(k_pool, self.batch, q.dtype),
-                keys.take(v_pool, self.batch, q.dtype),
+                taken if keys.parts == 1 else taken.expand(keys.parts, -1, -1, -1),
+                keys.take(k_pool, batch * keys.parts, q.dtype),
+                keys.take(v_pool, batch * keys.parts, q.dtype),
                 scale,
                 keys.mask,
                 keys.causal,
@@ -138,7 +145,8 @@ class Call:
             )
             for keys in self.keys
         ]
-        attended = ops.merge(parts)
+        in_one = len(self.keys) == 1 and self.keys[0].parts == 1
+        attended = parts[0][0] if in_one else ops.merge(parts)
         if self.folded:
             attended = attended.view(batch, kv_heads, -1, group, width)
         attended = attended.transpose(1, 2).reshape(-1, heads, width)
@@ -210,12 +218,12 @@ def _key_sets(request: RequestKeys, first: int, options: PlanOptions, folded: bo
     """Key sets of a request without windows, or of a single row from its window's ``first`` on."""
     slots = request.slots[first:]
     if options.bidirectional or (request.rows == 1 and request.tail is None):
-        return _unmasked(slots)
+        return _unmasked(slots, folded)
     context = request.context - first
     chain = request.tail is None
     mask_rows = request.rows * (options.group if folded else 1)
     if (chain and not folded) or mask_rows * len(slots) > MASK_ENTRIES:
-        key_sets = _unmasked(slots[:context])
+        key_sets = _unmasked(slots[:context], folded)
         if chain and not folded:
             key_sets.append(KeySet(_span(slots[context:]), causal=True))
         else:
@@ -223,39 +231,43 @@ def _key_sets(request: RequestKeys, first: int, options: PlanOptions, folded: bo
             mask = _additive(visible[None], options, folded)
             key_sets.append(KeySet(_span(slots[context:]), mask))
         return key_sets
-    runs, rest = _long_runs(slots, context)
+    runs, rest = _long_runs(slots, context, folded)
     # What was left out of the rest is context; all rows see every other context key too.
     visible = _visible(request, options, request.context - (len(rest) - (len(slots) - context)))
     rest_set = KeySet(_span(rest), _additive(visible[None], options, folded))
-    return [*(KeySet(run) for run in runs), rest_set]
+    return [*runs, rest_set]
 
 
-def _unmasked(slots: torch.Tensor) -> list[KeySet]:
-    runs, rest = _long_runs(slots, len(slots))
-    key_sets = [KeySet(run) for run in runs]
+def _unmasked(slots: torch.Tensor, parted: bool) -> list[KeySet]:
+    key_sets, rest = _long_runs(slots, len(slots), parted)
     if len(rest):
         key_sets.append(KeySet(_span(rest)))
     return key_sets
 
 
-def _long_runs(slots: torch.Tensor, context: int) -> tuple[list[slice], torch.Tensor]:
-    """Long runs of pool slots among the first ``context``, and the slots that are in none.
+def _long_runs(
+    slots: torch.Tensor, context: int, parted: bool
+) -> tuple[list[KeySet], torch.Tensor]:
+    """Key sets of the long runs among the first ``context`` slots, and the slots in none.
 
-    Slots that form one single run are all left to the rest.
+    Slots that form one single run are all left to the rest, unless it is cut into parts.
     """
     numbers = slots.numpy()
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
-    if not len(breaks):
+    if not len(breaks) and not (parted and context >= PARTED_RUN):
         return [], slots
     edges = np.unique(np.concatenate([[0], breaks[breaks < context], [context]]))
-    lengths = np.diff(edges)
-    runs = []
+    key_sets = []
     in_rest = np.ones(len(numbers), dtype=bool)
-    for i in np.flatnonzero(lengths >= LONG_RUN):
-        start = int(numbers[edges[i]])
-        runs.append(slice(start, start + int(lengths[i])))
-        in_rest[edges[i] : edges[i + 1]] = False
-    return runs, torch.from_numpy(numbers[in_rest])
+    for edge, length in zip(edges[:-1].tolist(), np.diff(edges).tolist(), strict=True):
+        if length < LONG_RUN:
+            continue
+        parts = length // PART_KEYS if parted and length >= PARTED_RUN else 1
+        taken = parts * PART_KEYS if parts > 1 else length
+        start = int(numbers[edge])
+        key_sets.append(KeySet(slice(start, start + taken), parts=parts))
+        in_rest[edge : edge + taken] = False
+    return key_sets, torch.from_numpy(numbers[in_rest])
 
 
 def _span(slots: torch.Tensor) -> slice | torch.Tensor:

@@ -1,0 +1,1 @@
+"""Which video tokens the draft keeps, and where a prompt's video is."""

@@ -1,0 +1,1 @@
+"""Language-to-video attention scores: query rows captured while the target prefills, and the op."""
