@@ -73,7 +73,9 @@ def declare(room: str, symbols: Iterable[Symbol]) -> None:
 
 def rooms() -> dict[str, tuple[Symbol, ...]]:
     """Return the whole table, room by room."""
-    from specvlm_sglang.host import symbols  # noqa: F401  (fills the table)
+    # Both fill the table; the kernels' part follows from their twins.
+    from specvlm_sglang.cpu.kernels import install  # noqa: F401
+    from specvlm_sglang.host import symbols  # noqa: F401
 
     return dict(_CONTRACT)
 

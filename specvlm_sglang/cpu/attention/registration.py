@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
 BACKEND_NAME = "specvlm_torch"
@@ -18,6 +19,7 @@ def register() -> None:
     ``speculative.draft_utils.DraftBackendFactory``, which has no registry of its own. It must run
     before SGLang parses its arguments, in every process that builds a model runner.
     """
+    contract.require("attention")
     from sglang.srt.arg_groups import choices
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 

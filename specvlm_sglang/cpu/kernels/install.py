@@ -124,7 +124,7 @@ def install() -> None:
     contract.require(ROOM)
     for twin in TWINS:
         module = importlib.import_module(twin.module)
-        if twin.may_be_missing and getattr(module, twin.attribute) is None:
+        if twin.may_be_missing and getattr(module, twin.attribute) in (None, twin.function):
             _provide(twin)
         else:
             replace_function(
@@ -153,6 +153,6 @@ def _provide(twin: Twin) -> None:
     The None itself says nothing, so other modules of SGLang are recognised by the name.
     """
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "sglang" and twin.attribute in vars(module):
-            if vars(module)[twin.attribute] is None:
-                setattr(module, twin.attribute, twin.function)
+        held = vars(module).get(twin.attribute, twin.function)
+        if held is None and name.split(".")[0] == "sglang":
+            setattr(module, twin.attribute, twin.function)

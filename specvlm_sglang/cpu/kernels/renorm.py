@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 
-_FIRST_CANDIDATES = 256
+_FIRST_CANDIDATES = 64
 _CANDIDATES_GROW = 8
+# Block length by candidates wanted: both the peaks and the chosen blocks' values should be few.
+_BLOCKS = ((256, 64), (4096, 8))
 
 
 def top_k_renorm_prob(probs: torch.Tensor, top_k: torch.Tensor | int) -> torch.Tensor:
@@ -33,14 +35,14 @@ def top_k_renorm_prob(probs: torch.Tensor, top_k: torch.Tensor | int) -> torch.T
     Source: ``flashinfer.sampling.top_k_renorm_probs``, in SGLang
     ``kernels.ops.sampling.renorm.top_k_renorm_prob``.
     """
-    weights = probs.float()
+    weights = probs.float().contiguous()
     vocab = weights.shape[1]
     wanted = _per_row(top_k, weights, torch.int64).clamp(1, vocab)
     limited = wanted < vocab
     pivots = torch.zeros(len(weights))
     if bool(limited.any()):
         rank = torch.where(limited, wanted, 1)
-        largest = weights.topk(int(rank.max()), dim=1).values
+        largest = _largest(weights, int(rank.max()))
         pivots = torch.where(limited, largest.gather(1, rank.view(-1, 1) - 1).view(-1), pivots)
     return _keep_from(weights, pivots)
 
@@ -66,13 +68,13 @@ def top_p_renorm_prob(probs: torch.Tensor, top_p: torch.Tensor | float) -> torch
     ``kernels.ops.sampling.renorm.top_p_renorm_prob``. Where a cumulative mass equals ``top_p``
     exactly, the next token is kept too, as by SGLang's Triton version and its PyTorch sampler.
     """
-    weights = probs.float()
+    weights = probs.float().contiguous()
     vocab = weights.shape[1]
     wanted = _per_row(top_p, weights, torch.float64).view(-1, 1)
     unlimited = wanted >= 1
     count = min(_FIRST_CANDIDATES, vocab)
     while True:
-        largest = weights.topk(count, dim=1).values
+        largest = _largest(weights, count)
         mass = largest.cumsum(1, dtype=torch.float64)
         if count == vocab or bool(((mass[:, -1:] > wanted) | unlimited).all()):
             break
@@ -80,6 +82,24 @@ def top_p_renorm_prob(probs: torch.Tensor, top_p: torch.Tensor | float) -> torch
     kept = ((mass - largest) <= wanted).sum(1, keepdim=True)
     pivots = largest.gather(1, (kept - 1).clamp_(min=0))
     return _keep_from(weights, pivots.masked_fill_(unlimited, 0).view(-1))
+
+
+def _largest(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """Each row's ``count`` largest values, descending: `torch.topk`, several times as fast.
+
+    ``count`` blocks of the highest peaks hold them: each block left out has a peak, and so no
+    value, above ``count`` others.
+    """
+    vocab = weights.shape[1]
+    block = next((length for most, length in _BLOCKS if count <= most), vocab)
+    if count * block > vocab // 2:
+        return weights.topk(count, dim=1).values
+    whole = vocab - vocab % block
+    blocks = weights[:, :whole].view(len(weights), -1, block)
+    chosen = blocks.amax(2).topk(count, dim=1, sorted=False).indices
+    candidates = blocks[torch.arange(len(weights)).view(-1, 1), chosen].flatten(1)
+    candidates = torch.cat((candidates, weights[:, whole:]), dim=1)
+    return candidates.topk(count, dim=1).values
 
 
 def _per_row(

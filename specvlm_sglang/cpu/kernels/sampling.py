@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from specvlm_sglang.cpu.kernels.verify import store_paths
@@ -68,39 +72,59 @@ def tree_speculative_sampling_target_only(
     """
     batch, n = candidates.shape
     tokens, rows = candidates.tolist(), retrive_index.tolist()
-    coins = uniform_samples.numpy()
     # After each node, the probability of each node's token.
     mass = target_probs.gather(2, candidates.unsqueeze(1).expand(batch, n, n)).numpy()
     number = mass.dtype.type
     single, divisor = number(threshold_single), number(max(threshold_acc, _SMALLEST_THRESHOLD))
-    paths, refused = [], []
-    for request, (children, siblings) in enumerate(
-        zip(retrive_next_token.tolist(), retrive_next_sibling.tolist(), strict=True)
-    ):
-        path, declined = [0], list[int]()
-        while len(path) < accept_index.shape[1]:
-            node, total, declined = path[-1], number(0), []
-            child = children[node]
-            while child != -1:
-                probability = mass[request, node, child]
-                total += probability
-                if probability > 0 and (
-                    coins[request, node] < total / divisor or probability >= single
-                ):
-                    break
-                declined.append(tokens[request][child])
-                child = siblings[child]
-            if child == -1:
-                break
-            path.append(child)
-            declined = []
-        paths.append(path)
-        refused.append(declined)
+    depth = accept_index.shape[1]
+    walks = [
+        _walk(children, siblings, after, coins, single, divisor, depth)
+        for children, siblings, after, coins in zip(
+            retrive_next_token.tolist(),
+            retrive_next_sibling.tolist(),
+            mass,
+            uniform_samples.numpy(),
+            strict=True,
+        )
+    ]
+    paths = [path for path, _ in walks]
     last = torch.tensor([path[-1] for path in paths])
-    full = torch.tensor([len(path) == accept_index.shape[1] for path in paths])
+    full = torch.tensor([len(path) == depth for path in paths])
+    refused = [
+        [tokens[request][child] for child in declined]
+        for request, (_, declined) in enumerate(walks)
+    ]
     residual = _residual(target_probs, draft_probs, last, full, refused)
     final = _invert_cdf(residual, uniform_samples_for_final_sampling).tolist()
     store_paths(paths, final, tokens, rows, predicts, accept_index, accept_token_num)
+
+
+def _walk(
+    children: list[int],
+    siblings: list[int],
+    mass: npt.NDArray[np.floating[Any]],
+    coins: npt.NDArray[np.floating[Any]],
+    single: np.floating[Any],
+    divisor: np.floating[Any],
+    depth: int,
+) -> tuple[list[int], list[int]]:
+    """Accepted nodes of one tree, root first, and the children refused by the last of them."""
+    path = [0]
+    while len(path) < depth:
+        node, total = path[-1], mass.dtype.type(0)
+        declined: list[int] = []
+        child = children[node]
+        while child != -1:
+            probability = mass[node, child]
+            total += probability
+            if probability > 0 and (coins[node] < total / divisor or probability >= single):
+                break
+            declined.append(child)
+            child = siblings[child]
+        if child == -1:
+            return path, declined
+        path.append(child)
+    return path, []
 
 
 def _residual(

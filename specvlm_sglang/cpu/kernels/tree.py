@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 import torch
+
+IntArray = npt.NDArray[np.int64]
 
 # SGLang's ``TreeMaskMode``.
 FULL_MASK = 0
@@ -69,14 +76,14 @@ def build_tree_kernel_efficient(
     """
     batch, n = seq_lens.shape[0], num_verify_tokens
     if topk == 1 and n == spec_steps + 1:
-        parents = torch.arange(-1, n - 1).expand(batch, n)
-        visible = torch.ones((n, n), dtype=torch.bool).tril_().expand(batch, n, n)
-        depths = torch.arange(n).expand(batch, n)
+        topology = _chain(n)
     else:
-        parents = _parents(parent_list, top_scores_index, topk)
-        visible, depths = _ancestors(parents, spec_steps)
-    torch.add(seq_lens.view(-1, 1), depths, out=positions.view(batch, n))
-    _link(parents, retrieve_index, retrieve_next_token, retrieve_next_sibling)
+        topology = _topology(parent_list.numpy(), top_scores_index.numpy(), topk, spec_steps)
+    torch.add(seq_lens.view(-1, 1), topology.depths, out=positions.view(batch, n))
+    retrieve_index.copy_(torch.arange(batch * n).view(batch, n))
+    retrieve_next_token.copy_(topology.first_child)
+    retrieve_next_sibling.copy_(topology.next_sibling)
+    visible = topology.visible.expand(batch, n, n)
     if tree_mask_mode == FULL_MASK:
         _write_beside_prefixes(visible, seq_lens, tree_mask)
     elif tree_mask_mode == QLEN_ONLY:
@@ -87,51 +94,62 @@ def build_tree_kernel_efficient(
         raise ValueError(f"tree_mask_mode={tree_mask_mode!r} is not one of 0, 1, 2 (TreeMaskMode)")
 
 
-def _parents(parent_list: torch.Tensor, selected: torch.Tensor, topk: int) -> torch.Tensor:
+class _Topology(NamedTuple):
+    """The shape of ``batch`` trees, or of one that all requests share (``batch`` = 1).
+
+    ``depths``, ``first_child`` and ``next_sibling`` are int64 ``[batch, n]``; ``visible``, bool
+    ``[batch, n, n]``, says which columns' nodes a row's node attends to.
+    """
+
+    depths: torch.Tensor
+    visible: torch.Tensor
+    first_child: torch.Tensor
+    next_sibling: torch.Tensor
+
+
+@cache
+def _chain(n: int) -> _Topology:
+    nodes = torch.arange(n).view(1, n)
+    visible = torch.ones((1, n, n), dtype=torch.bool).tril_()
+    child = torch.where(nodes < n - 1, nodes + 1, -1)
+    return _Topology(nodes, visible, child, torch.full((1, n), -1))
+
+
+def _topology(parent_list: IntArray, selected: IntArray, topk: int, spec_steps: int) -> _Topology:
+    parents = _parents(parent_list, selected, topk)
+    batch, n = parents.shape
+    nodes = np.arange(n)
+    requests = np.arange(batch)[:, None]
+    visible = np.zeros((batch, n, n), dtype=np.bool_)
+    visible[:, :, 0] = True
+    depths = np.zeros((batch, n), dtype=np.int64)
+    ancestor = np.broadcast_to(nodes, (batch, n))
+    for _ in range(spec_steps):
+        visible[requests, nodes, ancestor] = True
+        depths += ancestor > 0
+        # Whoever has arrived at the root, or nowhere, stays at the root.
+        ancestor = np.maximum(parents[requests, ancestor], 0)
+    # The smallest node that qualifies, n where none does.
+    child = np.where(parents[:, None, :] == nodes[:, None], nodes, n).min(axis=2)
+    same_parent = (parents[:, :, None] == parents[:, None, :]) & (parents >= 0)[:, :, None]
+    sibling = np.where(same_parent & (nodes > nodes[:, None]), nodes, n).min(axis=2)
+    child[child == n] = -1
+    sibling[sibling == n] = -1
+    return _Topology(*map(torch.from_numpy, (depths, visible, child, sibling)))
+
+
+def _parents(parent_list: IntArray, selected: IntArray, topk: int) -> IntArray:
     """Node index of each node's parent, ``[batch, n]``: -1 for the root, -2 for a lost parent."""
     batch, kept = selected.shape
-    group = selected.div(topk, rounding_mode="floor")
-    parents = torch.zeros((batch, kept + 1), dtype=torch.int64)
+    parents = np.zeros((batch, kept + 1), dtype=np.int64)
     parents[:, 0] = -1
     if parent_list.shape[1] > 1:
-        parent = parent_list.gather(1, group)
-        at = torch.searchsorted(selected, parent).clamp_(max=kept - 1)
-        found = selected.gather(1, at) == parent
-        parents[:, 1:] = torch.where(group == 0, 0, torch.where(found, at + 1, _NO_PARENT))
+        group = selected // topk
+        parent = parent_list[np.arange(batch)[:, None], group]
+        is_parent = selected[:, None, :] == parent[:, :, None]
+        found = np.where(is_parent.any(axis=2), is_parent.argmax(axis=2) + 1, _NO_PARENT)
+        parents[:, 1:] = np.where(group == 0, 0, found)
     return parents
-
-
-def _ancestors(parents: torch.Tensor, spec_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nodes that each node may attend to, bool ``[batch, n, n]``, and depths, ``[batch, n]``."""
-    batch, n = parents.shape
-    visible = torch.zeros((batch, n, n), dtype=torch.bool)
-    visible[:, :, 0] = True
-    depths = torch.zeros((batch, n), dtype=torch.int64)
-    node = torch.arange(n).repeat(batch, 1)
-    for _ in range(spec_steps):
-        visible.scatter_(2, node.unsqueeze(2), True)
-        depths += node > 0
-        # Whoever has arrived at the root, or nowhere, stays at the root.
-        node = parents.gather(1, node).clamp_(min=0)
-    return visible, depths
-
-
-def _link(
-    parents: torch.Tensor,
-    retrieve_index: torch.Tensor,
-    retrieve_next_token: torch.Tensor,
-    retrieve_next_sibling: torch.Tensor,
-) -> None:
-    batch, n = parents.shape
-    nodes = torch.arange(n)
-    torch.arange(batch * n, out=retrieve_index.view(-1))
-    # The smallest node that qualifies, n where none does.
-    child = torch.where(parents.unsqueeze(1) == nodes.view(n, 1), nodes, n).amin(2)
-    retrieve_next_token.copy_(child.masked_fill_(child == n, -1))
-    same_parent = (parents.unsqueeze(2) == parents.unsqueeze(1)) & (parents >= 0).unsqueeze(2)
-    younger = same_parent & (nodes > nodes.view(n, 1))
-    sibling = torch.where(younger, nodes, n).amin(2)
-    retrieve_next_sibling.copy_(sibling.masked_fill_(sibling == n, -1))
 
 
 def _write_beside_prefixes(
