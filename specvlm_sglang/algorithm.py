@@ -120,11 +120,12 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         ValueError
             A combination that SPECVLM does not serve; the message names the flag.
         """
-        from specvlm_sglang.host import request_validation
+        from specvlm_sglang.host import frontend_video, request_validation
 
         SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)
         request_validation.install()
+        frontend_video.install()
         resolve_tree(server_args)
         check_pair(
             server_args.model_path,

@@ -16,7 +16,7 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import scheduler_hooks
+from specvlm_sglang.host import min_p, scheduler_hooks
 from specvlm_sglang.models import family_of
 from specvlm_sglang.observability import POOL_FULL, Observer, RequestReport
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, video_items
@@ -65,6 +65,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         vision = getattr(target_worker.model_runner.model_config.hf_config, "vision_config", None)
         self._spatial_merge = getattr(vision, "spatial_merge_size", 1)
         scheduler_hooks.install(self)
+        min_p.install()
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
 
     def alloc_memory_pool(
@@ -137,6 +138,13 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.capture.skipped_layers),
         }
+
+    def verify(self, batch: Any, pp_proxy_tensors: Any = None, grammar_barrier: Any = None) -> Any:
+        """SGLang's verification, with the one sampling parameter that it leaves out."""
+        with min_p.applied(batch.sampling_info):
+            return super().verify(
+                batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier
+            )
 
     # Prefill
 

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Triton's interpreter runs SGLang's own kernels on the CPU, as oracles of their twins. It must
-# be chosen before anything imports triton; servers do not inherit it.
-os.environ["TRITON_INTERPRET"] = "1"
-
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import types
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 _MARK = "__specvlm_original__"
+_MADE_BY = "__specvlm_made_by__"
 
 
 def replace_function(
@@ -17,7 +19,8 @@ def replace_function(
     """Replace ``module.attribute`` (``attribute`` may be ``Class.method``) by ``make(original)``.
 
     ``from module import attribute`` copies the reference at import time, so every loaded module
-    that holds the original is rebound too. A second call is a no-op.
+    that holds the original is rebound too. A second call with the same ``make`` is a no-op; another
+    ``make`` wraps what the first one made.
 
     SGLang's own ``HookRegistry`` does the same for plugins, but imports its targets in every
     process at load time and only logs failures; ours is called where the target is in use
@@ -28,10 +31,15 @@ def replace_function(
     for part in path:
         owner = getattr(owner, part)
     original = getattr(owner, name)
-    if hasattr(original, _MARK):
-        return
+    maker = _name_of(make)
+    below = original
+    while hasattr(below, _MARK):
+        if getattr(below, _MADE_BY) == maker:
+            return
+        below = getattr(below, _MARK)
     replacement = make(original)
     setattr(replacement, _MARK, original)
+    setattr(replacement, _MADE_BY, maker)
     setattr(owner, name, replacement)
     if path:
         return
@@ -41,3 +49,8 @@ def replace_function(
         for held_as, value in list(vars(module).items()):
             if value is original:
                 setattr(module, held_as, replacement)
+
+
+def _name_of(make: Callable[..., Any]) -> str:
+    function = make.func if isinstance(make, functools.partial) else make
+    return f"{function.__module__}.{function.__qualname__}"

@@ -203,3 +203,23 @@ declare(
         ),
     ),
 )
+
+declare(
+    "min-p",
+    (
+        Symbol("sglang.srt.speculative.eagle_utils:tree_speculative_sampling_target_only"),
+        Symbol("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo.need_min_p_sampling"),
+        Symbol("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo.min_ps"),
+    ),
+)
+
+declare(
+    "frontend video",
+    (
+        Symbol(
+            "sglang.srt.multimodal.processors.qwen_vl:QwenVLImageProcessor.process_mm_data_async",
+            ("image_data", "input_text", "request_obj"),
+        ),
+        Symbol("sglang.lang.interpreter:encode_video_base64", ("video_path", "num_frames")),
+    ),
+)

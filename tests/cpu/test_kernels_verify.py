@@ -52,7 +52,9 @@ def test_emitted_tokens_and_accepted_nodes_equal_the_references(
     for request in range(32):
         tree = trees.reference(request)
         argmax = {tree.path(node): int(wanted[request, node]) for node in range(trees.nodes)}
-        expected = verify_greedily(tree, lambda path, argmax=argmax: np.eye(VOCABULARY)[argmax[path]])
+        expected = verify_greedily(
+            tree, lambda path, argmax=argmax: np.eye(VOCABULARY)[argmax[path]]
+        )
         path = accept_index[request, : int(accepted[request]) + 1].long()
         assert (path - request * trees.nodes).tolist() == list(expected.nodes)
         assert predicts[path].tolist() == list(expected.tokens)

@@ -104,8 +104,7 @@ class Server:
         self.log = Path(log)
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
-        inherited = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-        self._env = {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
         self._start_seconds = start_seconds
         self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import io
 import multiprocessing
 import os
-import pickle
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from typing import Any
@@ -23,17 +23,15 @@ _SECONDS = 600
 _RENORM = "sglang.kernels.ops.sampling.renorm_triton"
 
 
-def interpreted(
-    kernel: str, *args: Any, grid: tuple[int, ...] | None = None, **kwargs: Any
-) -> Any:
+def interpreted(kernel: str, *args: Any, grid: tuple[int, ...] | None = None, **kwargs: Any) -> Any:
     """Call SGLang's ``kernel`` (``"module:attribute"``) in Triton's interpreter.
 
     Tensors among the arguments are written as the kernel writes them. With ``grid`` the attribute
     is a bare kernel and is launched on it. Returns what the function returns.
     """
-    payload = pickle.dumps((kernel, args, grid, kwargs))
+    payload = _dumps((kernel, args, grid, kwargs))
     answer = _worker().submit(_call, payload).result(timeout=_SECONDS)
-    result, new_args, new_kwargs = pickle.loads(answer)
+    result, new_args, new_kwargs = _loads(answer)
     for old, new in ((args, new_args), (tuple(kwargs.values()), tuple(new_kwargs.values()))):
         for before, after in zip(old, new, strict=True):
             if isinstance(before, torch.Tensor):
@@ -54,11 +52,22 @@ def _choose_interpreter() -> None:
 
 
 def _call(payload: bytes) -> bytes:
-    kernel, args, grid, kwargs = pickle.loads(payload)
+    kernel, args, grid, kwargs = _loads(payload)
     module_name, _, attribute = kernel.partition(":")
     module = importlib.import_module(module_name)
     if module_name == _RENORM:
         module._prepare_probs = lambda probs: probs.float().contiguous()
     function = getattr(module, attribute)
     result = (function if grid is None else function[grid])(*args, **kwargs)
-    return pickle.dumps((result if grid is None else None, args, kwargs))
+    return _dumps((result if grid is None else None, args, kwargs))
+
+
+def _dumps(value: Any) -> bytes:
+    # Plain pickle cannot load tensors of unsigned types.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _loads(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), weights_only=False)

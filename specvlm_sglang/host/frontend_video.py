@@ -1,0 +1,84 @@
+"""Frontend programs' ``sgl.video`` on the server: frames sent as an image become a video.
+
+The frontend appends an image placeholder to the prompt and sends the frames as one image that
+begins with ``video:``. Here the placeholder becomes the model's video placeholder and the frames
+its video, before SGLang's processor looks at either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import torch
+
+from specvlm_sglang.frontend import PREFIX, decode_frames
+from specvlm_sglang.host import contract
+from specvlm_sglang.host.patching import replace_function
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+def split_media(text: str, images: list[Any]) -> tuple[str, list[Any], list[torch.Tensor]]:
+    """Separate videos from images, and give them their placeholders.
+
+    Parameters
+    ----------
+    text
+        The prompt, with one image placeholder per entry of ``images``.
+    images
+        Images as SGLang takes them, and videos as ``video:`` strings.
+
+    Returns
+    -------
+    tuple
+        The prompt, the images left, and the videos: uint8 ``[frames, 3, height, width]``.
+
+    Raises
+    ------
+    ValueError
+        Another number of placeholders than entries, or frames that cannot be read.
+    """
+    pieces = text.split(IMAGE)
+    if len(pieces) - 1 != len(images):
+        raise ValueError(
+            f"the prompt has {len(pieces) - 1} image placeholders for {len(images)} images and "
+            "videos"
+        )
+    kept, videos, out = [], [], [pieces[0]]
+    for image, piece in zip(images, pieces[1:], strict=True):
+        if isinstance(image, str) and image.startswith(PREFIX):
+            videos.append(torch.from_numpy(decode_frames(image)).permute(0, 3, 1, 2).contiguous())
+            out.append(VIDEO)
+        else:
+            kept.append(image)
+            out.append(IMAGE)
+        out.append(piece)
+    return "".join(out), kept, videos
+
+
+def install() -> None:
+    """Wrap the Qwen-VL processor in this process; idempotent."""
+    contract.require("frontend video")
+
+    def make(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def process_mm_data_async(
+            self: Any, image_data: Any, input_text: Any, request_obj: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            images = image_data if isinstance(image_data, list) else [image_data]
+            if isinstance(input_text, str) and any(
+                isinstance(image, str) and image.startswith(PREFIX) for image in images
+            ):
+                input_text, image_data, videos = split_media(input_text, images)
+                request_obj.video_data = [*(request_obj.video_data or []), *videos]
+                request_obj.image_data = image_data
+            return await original(self, image_data, input_text, request_obj, *args, **kwargs)
+
+        return process_mm_data_async
+
+    replace_function(
+        "sglang.srt.multimodal.processors.qwen_vl",
+        "QwenVLImageProcessor.process_mm_data_async",
+        make,
+    )

@@ -1,0 +1,163 @@
+"""Scores, kept tokens and draft logits in a real server, against transformers and the reference."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from reference.selection import select_video_tokens
+from tests.serving import specvlm
+from tests.serving.specvlm import CHAIN, ask, launch
+from tests.support import hf, probe
+from tests.support.server import Server
+
+pytestmark = pytest.mark.serving
+
+# float32 on both sides; the largest differences seen are a tenth of these.
+SCORE_RTOL = 2e-4
+LOGIT_ATOL = 2e-3
+
+
+@pytest.fixture(scope="module")
+def probed(
+    serve: Any, vl_target: Path, vl_draft: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Server, dict[str, str]]:
+    environment = probe.install(tmp_path_factory.mktemp("probe"))
+    # Chunks that cut videos and query rows apart.
+    arguments = launch(vl_draft, *CHAIN, "--chunked-prefill-size", "16")
+    return serve(vl_target, *arguments, **environment), environment
+
+
+@pytest.fixture(scope="module")
+def cases(vl_target: Path, clip_paths: list[Path], image_paths: list[Path]) -> list[specvlm.Case]:
+    return specvlm.cases(vl_target, clip_paths, image_paths)
+
+
+@cache
+def load(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@torch.no_grad()
+def embedded(directory: Path, case: specvlm.Case) -> tuple[Any, torch.Tensor, torch.Tensor, Any]:
+    """transformers' inputs, embeddings and M-RoPE ids of the full prompt, and the model."""
+    model = load(directory)
+    inputs = hf.model_inputs(directory, hf.render(directory, list(case.messages)))
+    ids = inputs["input_ids"]
+    with hf._conventions(True):
+        embeddings = model.get_input_embeddings()(ids)
+        for kind, token in (("video", "video_token_id"), ("image", "image_token_id")):
+            pixels = inputs.get("pixel_values_videos" if kind == "video" else "pixel_values")
+            if pixels is None:
+                continue
+            encode = getattr(model.model, f"get_{kind}_features")
+            features = encode(pixels, inputs[f"{kind}_grid_thw"])
+            features = getattr(features, "pooler_output", features)
+            if isinstance(features, list | tuple):
+                features = torch.cat(list(features))
+            embeddings[ids == getattr(model.config, token)] = features
+        positions, delta = hf.rope_index(directory, inputs)
+    return inputs, embeddings, positions, (model, int(delta.reshape(-1)[0]))
+
+
+def run(server: Server, environment: dict[str, str], case: specvlm.Case, **options: Any) -> Any:
+    probe.clear(environment)
+    answer = ask(server, case, **options)
+    return answer, probe.records(environment)
+
+
+@torch.no_grad()
+def expected_scores(target: Path, case: specvlm.Case) -> np.ndarray:
+    inputs, embeddings, positions, (model, _) = embedded(target, case)
+    output = model.model.language_model(
+        inputs_embeds=embeddings, position_ids=positions, output_attentions=True, use_cache=False
+    )
+    ids = inputs["input_ids"][0]
+    video = torch.nonzero(ids == model.config.video_token_id)[:, 0]
+    rows = slice(int(video[-1]) + 1, len(ids))
+    maps = [layer[0].mean(0)[rows].mean(0) for layer in output.attentions]
+    return torch.stack(maps).mean(0)[video].numpy()
+
+
+def test_scores_equal_the_attention_of_transformers_and_select_as_the_reference(
+    probed: tuple[Server, dict[str, str]], vl_target: Path, cases: list[specvlm.Case]
+) -> None:
+    server, environment = probed
+    for case in cases:
+        if not case.video_tokens:
+            continue
+        for _ in range(2):  # cold, then out of the radix cache
+            _, records = run(server, environment, case, retention=0.3)
+            scores = next(record["scores"] for record in records if record["kind"] == "scores")
+            np.testing.assert_allclose(
+                scores.numpy(), expected_scores(vl_target, case), rtol=SCORE_RTOL
+            )
+            prefill = next(record for record in records if record["kind"] == "prefill")
+            kept = select_video_tokens(scores.numpy(), 0.3, policy="specvlm")
+            inputs, _, positions, _ = embedded(vl_target, case)
+            columns = kept_columns(inputs, kept, vl_target)
+            assert torch.equal(prefill["mrope_positions"][:, :-1], positions[:, 0, columns])
+
+
+def kept_columns(inputs: Any, kept: np.ndarray, directory: Path) -> torch.Tensor:
+    ids = inputs["input_ids"][0]
+    is_video = ids == load(directory).config.video_token_id
+    video = torch.nonzero(is_video)[:, 0]
+    return torch.cat([torch.nonzero(~is_video)[:, 0], video[torch.from_numpy(kept)]]).sort().values
+
+
+@pytest.mark.parametrize("retention", [0.1, 0.5, 1.0])
+@torch.no_grad()
+def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_every_round(
+    probed: tuple[Server, dict[str, str]],
+    vl_target: Path,
+    vl_draft: Path,
+    cases: list[specvlm.Case],
+    retention: float,
+) -> None:
+    server, environment = probed
+    rounds = 0
+    for case in cases:
+        answer, records = run(server, environment, case, retention=retention)
+        inputs, embeddings, positions, (model, delta) = embedded(vl_draft, case)
+        scores = [record["scores"].numpy() for record in records if record["kind"] == "scores"]
+        kept = (
+            select_video_tokens(scores[0], retention)
+            if scores
+            else np.arange(case.video_tokens, dtype=np.int64)
+        )
+        columns = kept_columns(inputs, kept, vl_draft)
+        emitted = [answer.output_ids[0]]
+        length = inputs["input_ids"].shape[1]
+        for record in records:
+            if record["kind"] == "scores":
+                continue
+            if record["kind"] == "extend":
+                emitted += record["tokens"].tolist()
+                rounds += 1
+            generated = torch.arange(length, length + len(emitted)) + delta
+            hidden = model.model.language_model(
+                inputs_embeds=torch.cat(
+                    [
+                        embeddings[:, columns],
+                        model.get_input_embeddings()(torch.tensor([emitted])),
+                    ],
+                    dim=1,
+                ),
+                position_ids=torch.cat(
+                    [positions[:, :, columns], generated.expand(3, 1, -1)], dim=2
+                ),
+                use_cache=False,
+            ).last_hidden_state
+            expected = model.lm_head(hidden[0, -1])
+            torch.testing.assert_close(record["logits"], expected, atol=LOGIT_ATOL, rtol=1e-3)
+        assert emitted[: len(answer.output_ids)] == answer.output_ids
+    assert rounds >= 3 * len(cases)

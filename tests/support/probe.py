@@ -1,0 +1,118 @@
+"""A plugin for tests only: a server that also writes down what its SPECVLM worker computed.
+
+`install` makes a directory that looks like an installed distribution with an SGLang plugin. With it
+on ``PYTHONPATH`` the server runs a worker that dumps, per completed prompt, the scores, the kept
+tokens, the draft's logits at prefill and those of every later draft-extend pass.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DUMP_VARIABLE = "SPECVLM_TEST_DUMP"
+
+
+def install(directory: Path) -> dict[str, str]:
+    """Write the fake distribution and return the environment of a probed server."""
+    repository = Path(__file__).resolve().parents[2]
+    metadata = directory / "specvlm_test_probe-0.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: specvlm-test-probe\n")
+    (metadata / "entry_points.txt").write_text(
+        "[sglang.srt.plugins]\nspecvlm_test_probe = tests.support.probe:register\n"
+    )
+    dump = directory / "dump"
+    dump.mkdir(exist_ok=True)
+    return {"PYTHONPATH": f"{directory}{os.pathsep}{repository}", DUMP_VARIABLE: str(dump)}
+
+
+def records(environment: dict[str, str]) -> list[dict[str, Any]]:
+    """What the server wrote, in order."""
+    files = sorted(Path(environment[DUMP_VARIABLE]).glob("*.pt"), key=lambda path: int(path.stem))
+    return [torch.load(path) for path in files]
+
+
+def clear(environment: dict[str, str]) -> None:
+    """Forget what was written."""
+    for path in Path(environment[DUMP_VARIABLE]).glob("*.pt"):
+        path.unlink()
+
+
+def register() -> None:
+    """Entry point: give SPECVLM a worker that writes to ``SPECVLM_TEST_DUMP``."""
+    from specvlm_sglang.algorithm import SpecVLMAlgorithm
+
+    original = SpecVLMAlgorithm.create_worker
+
+    def create_worker(self: Any, server_args: Any) -> type:
+        return _probed(original(self, server_args))
+
+    SpecVLMAlgorithm.create_worker = create_worker  # type: ignore[method-assign]
+
+
+def _probed(worker_class: type) -> type:
+    directory = Path(os.environ[DUMP_VARIABLE])
+
+    def write(**values: Any) -> None:
+        number = 1 + max((int(path.stem) for path in directory.glob("*.pt")), default=0)
+        torch.save(values, directory / "part")
+        (directory / "part").rename(directory / f"{number}.pt")
+
+    class ProbedWorker(worker_class):  # type: ignore[misc,valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            draft = self._draft_worker
+            forward_prompts = draft._forward_prompts
+            extend = draft._draft_extend_for_decode
+
+            def dumped_prompts(batch: Any, prompts: Any) -> torch.Tensor:
+                logits = forward_prompts(batch, prompts)
+                for row, (index, prompt) in enumerate(prompts):
+                    write(
+                        kind="prefill",
+                        rid=batch.reqs[index].rid,
+                        logits=logits[row].clone(),
+                        input_ids=prompt.input_ids.clone(),
+                        mrope_positions=prompt.mrope_positions.clone(),
+                    )
+                return logits
+
+            def dumped_extend(batch: Any, result: Any, **options: Any) -> None:
+                runner = draft.draft_runner
+                forward = runner.forward
+                seen = []
+
+                def spy(*args: Any, **kwargs: Any) -> Any:
+                    output = forward(*args, **kwargs)
+                    seen.append(output.logits_output.next_token_logits.clone())
+                    return output
+
+                runner.forward = spy
+                try:
+                    extend(batch, result, **options)
+                finally:
+                    del runner.forward
+                width = draft.speculative_num_draft_tokens
+                for row, req in enumerate(batch.reqs):
+                    count = int(result.accept_lens[row])
+                    tokens = result.next_token_ids.view(len(batch.reqs), width)[row, :count]
+                    write(
+                        kind="extend",
+                        rid=req.rid,
+                        tokens=tokens.clone(),
+                        logits=seen[0].view(len(batch.reqs), width, -1)[row, count - 1].clone(),
+                    )
+
+            draft._forward_prompts = dumped_prompts
+            draft._draft_extend_for_decode = dumped_extend
+
+        def _scores(self, req: Any, prompt: Any) -> torch.Tensor:
+            scores = super()._scores(req, prompt)
+            write(kind="scores", rid=req.rid, scores=scores.clone())
+            return scores
+
+    return ProbedWorker
