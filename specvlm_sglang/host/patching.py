@@ -31,6 +31,9 @@ def replace_function(
     for part in path:
         owner = getattr(owner, part)
     original = getattr(owner, name)
+    if original is None:
+        # None stands in every module: rebinding it by identity would break them all.
+        raise TypeError(f"{module_name}.{attribute} is None here, so it cannot be wrapped")
     maker = _name_of(make)
     below = original
     while hasattr(below, _MARK):

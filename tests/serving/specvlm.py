@@ -34,6 +34,7 @@ def launch(draft: Path, *more: str) -> tuple[str, ...]:
         "SPECVLM",
         "--speculative-draft-model-path",
         str(draft),
+        "--enable-metrics",
         *more,
     )
 

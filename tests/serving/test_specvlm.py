@@ -278,7 +278,7 @@ def _eventually_idle(server: Server) -> bool:
 def test_metrics_count_tokens_and_requests(
     serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
 ) -> None:
-    server = serve(vl_target, *launch(vl_draft, *CHAIN, "--enable-metrics"))
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
     before = server.metrics()
     ask(server, cases[1], retention=0.5)
     after = server.metrics()

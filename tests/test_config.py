@@ -1,0 +1,176 @@
+"""Settings: their values, their ranges, and where they are read from."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specvlm_sglang.config import SpecVLMConfig, add_flags, export_flags
+from specvlm_sglang.policies import POLICIES
+
+FIELDS = ("retention", "top_p", "policy", "max_query_rows", "draft_kv_tokens", "exact_vision")
+VARIABLES = tuple(f"SPECVLM_{name.upper()}" for name in FIELDS)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in VARIABLES:
+        # Set first: what the code under test writes is then undone at the end.
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
+    assert SpecVLMConfig.from_environment({}) == SpecVLMConfig(
+        retention=0.1,
+        top_p=0.4,
+        policy="specvlm",
+        max_query_rows=256,
+        draft_kv_tokens=None,
+        exact_vision=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("SPECVLM_RETENTION", "0.25", "retention", 0.25),
+        ("SPECVLM_RETENTION", " 1 ", "retention", 1.0),
+        ("SPECVLM_TOP_P", "0", "top_p", 0.0),
+        ("SPECVLM_TOP_P", "1", "top_p", 1.0),
+        ("SPECVLM_MAX_QUERY_ROWS", "1", "max_query_rows", 1),
+        ("SPECVLM_DRAFT_KV_TOKENS", "4096", "draft_kv_tokens", 4096),
+        ("SPECVLM_EXACT_VISION", "1", "exact_vision", True),
+        ("SPECVLM_EXACT_VISION", "Yes", "exact_vision", True),
+        ("SPECVLM_EXACT_VISION", "off", "exact_vision", False),
+        ("SPECVLM_RETENTION", "", "retention", 0.1),
+        ("SPECVLM_POLICY", "  ", "policy", "specvlm"),
+        *[("SPECVLM_POLICY", policy, "policy", policy) for policy in POLICIES],
+    ],
+)
+def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: object) -> None:
+    config = SpecVLMConfig.from_environment({variable: text})
+    assert getattr(config, name) == value
+    assert type(getattr(config, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "words"),
+    [
+        ("SPECVLM_RETENTION", "0", ["--specvlm-retention=0.0", "(0, 1]"]),
+        ("SPECVLM_RETENTION", "1.01", ["--specvlm-retention=1.01", "(0, 1]"]),
+        ("SPECVLM_RETENTION", "-0.1", ["--specvlm-retention=-0.1", "(0, 1]"]),
+        ("SPECVLM_RETENTION", "nan", ["--specvlm-retention=nan", "(0, 1]"]),
+        ("SPECVLM_RETENTION", "ten", ["SPECVLM_RETENTION='ten'", "not a number"]),
+        ("SPECVLM_TOP_P", "1.5", ["--specvlm-top-p=1.5", "[0, 1]"]),
+        ("SPECVLM_TOP_P", "nan", ["--specvlm-top-p=nan", "[0, 1]"]),
+        ("SPECVLM_POLICY", "best", ["--specvlm-policy='best'", *POLICIES]),
+        ("SPECVLM_MAX_QUERY_ROWS", "0", ["--specvlm-max-query-rows=0", "at least 1"]),
+        ("SPECVLM_MAX_QUERY_ROWS", "1.5", ["SPECVLM_MAX_QUERY_ROWS='1.5'", "not an integer"]),
+        ("SPECVLM_DRAFT_KV_TOKENS", "1", ["--specvlm-draft-kv-tokens=1", "at least 2"]),
+        ("SPECVLM_EXACT_VISION", "maybe", ["SPECVLM_EXACT_VISION='maybe'", "true", "off"]),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_with_its_name_and_range(
+    variable: str, text: str, words: list[str]
+) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011  (the words are checked below)
+        SpecVLMConfig.from_environment({variable: text})
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_a_retention_given_as_a_truth_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="--specvlm-retention=True"):
+        SpecVLMConfig(retention=True)
+
+
+def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
+    arguments = parse(
+        "--specvlm-retention=0.2",
+        "--specvlm-top-p=0.5",
+        "--specvlm-policy=uniform",
+        "--specvlm-max-query-rows=32",
+        "--specvlm-draft-kv-tokens=512",
+        "--specvlm-exact-vision",
+    )
+    export_flags(arguments)
+    assert [os.environ[variable] for variable in VARIABLES] == [
+        "0.2",
+        "0.5",
+        "uniform",
+        "32",
+        "512",
+        "1",
+    ]
+    assert SpecVLMConfig.from_environment() == SpecVLMConfig(0.2, 0.5, "uniform", 32, 512, True)
+
+
+def test_a_flag_wins_over_its_variable_and_leaves_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPECVLM_RETENTION", "0.5")
+    monkeypatch.setenv("SPECVLM_POLICY", "random")
+    monkeypatch.setenv("SPECVLM_EXACT_VISION", "1")
+    export_flags(parse("--specvlm-retention", "0.3"))
+    config = SpecVLMConfig.from_environment()
+    assert (config.retention, config.policy, config.exact_vision) == (0.3, "random", True)
+
+
+def test_without_flags_nothing_is_written() -> None:
+    export_flags(parse())
+    assert not set(VARIABLES) & set(os.environ)
+
+
+def test_a_flag_out_of_range_is_refused_while_the_arguments_are_read() -> None:
+    with pytest.raises(ValueError, match=r"--specvlm-retention=2\.0 must be a number in \(0, 1\]"):
+        export_flags(parse("--specvlm-retention", "2"))
+
+
+def test_the_line_printed_at_start_names_every_setting() -> None:
+    line = str(SpecVLMConfig(policy="frames", draft_kv_tokens=99))
+    assert "\n" not in line
+    assert [part.split("=")[0] for part in line.split(", ")] == list(FIELDS)
+    assert "policy=frames" in line
+    assert "draft_kv_tokens=99" in line
+
+
+@given(
+    retention=st.floats(0.01, 1),
+    target=st.integers(2, 10**7),
+    requests=st.integers(1, 256),
+    reserve=st.integers(2, 128),
+)
+def test_the_default_draft_pool_holds_the_kept_share_and_never_exceeds_the_target(
+    retention: float, target: int, requests: int, reserve: int
+) -> None:
+    tokens = SpecVLMConfig(retention=retention).default_draft_kv_tokens(
+        target, max_running_requests=requests, reserve=reserve
+    )
+    assert tokens <= target
+    assert tokens >= min(target, int(retention * target) + requests * reserve)
+
+
+@pytest.mark.parametrize("config", [SpecVLMConfig(retention=1.0), SpecVLMConfig(policy="none")])
+def test_a_draft_that_keeps_everything_gets_as_many_slots_as_the_target(
+    config: SpecVLMConfig,
+) -> None:
+    assert config.draft_kv_share == 1
+    assert config.default_draft_kv_tokens(8192, max_running_requests=8, reserve=8) == 8192
+
+
+def test_at_the_default_retention_the_draft_pool_is_about_a_third_of_the_targets() -> None:
+    tokens = SpecVLMConfig().default_draft_kv_tokens(
+        100_000, max_running_requests=10, reserve=20
+    )
+    assert tokens == 35_200
