@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
+from specvlm_sglang.host.patching import original_of
+
 SGLANG_VERSION = "0.5.23"
 
 
@@ -53,6 +55,7 @@ class Symbol:
             found = getattr(found, name)
         if not self.parameters:
             return None
+        found = original_of(found)
         try:
             accepted = inspect.signature(found).parameters  # type: ignore[arg-type]
         except (TypeError, ValueError):

@@ -54,6 +54,13 @@ def replace_function(
                 setattr(module, held_as, replacement)
 
 
+def original_of(function: Any) -> Any:
+    """Return SGLang's own function under everything that `replace_function` put before it."""
+    while hasattr(function, _MARK):
+        function = getattr(function, _MARK)
+    return function
+
+
 def _name_of(make: Callable[..., Any]) -> str:
     function = make.func if isinstance(make, functools.partial) else make
     return f"{function.__module__}.{function.__qualname__}"

@@ -257,14 +257,14 @@ class LivingRequests(RuleBasedStateMachine):
         self.seen: dict[int, int] = {}
         self.target_length = dict.fromkeys(self.drawn, 0)
 
-    @rule(row=rows, target=st.integers(1, 150), kept=st.floats(0, 1))
-    def admit(self, row: int, target: int, kept: float) -> None:
-        draft = 1 + round(kept * target)
+    @rule(row=rows, prompt=st.integers(1, 150), kept=st.floats(0, 1))
+    def admit(self, row: int, prompt: int, kept: float) -> None:
+        draft = 1 + round(kept * prompt)
         room = self.cache.allocator.available_size() + pages(self.drawn[row], self.page_size)
         fits = draft <= WIDTH and pages(draft, self.page_size) <= room
-        assert self.cache.admit(row, draft_length=draft, target_length=target) == fits
+        assert self.cache.admit(row, draft_length=draft, target_length=prompt) == fits
         self.drawn[row] = draft if fits else 0
-        self.target_length[row] = target
+        self.target_length[row] = prompt
 
     @rule(row=rows, more=st.integers(0, 60))
     def reserve(self, row: int, more: int) -> None:
