@@ -24,7 +24,13 @@ _PAGED_TREE_BACKENDS = ("flashinfer", "fa3", "triton")
 # flag -> (attribute, the value that means "off", why it is refused)
 _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ("--pipeline-parallel-size", "pp_size", 1, "the draft reads the scores of every layer"),
-    ("--enable-dp-attention", "enable_dp_attention", False, "the draft's KV cache is private"),
+    # SGLang has turned --enable-dp-attention into this width by the time we are asked.
+    (
+        "--enable-dp-attention/--attn-dp-size",
+        "attn_dp_size",
+        1,
+        "the draft's KV cache is private",
+    ),
     (
         "--disaggregation-mode",
         "disaggregation_mode",
@@ -50,7 +56,6 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
         False,
         "SPECVLM verifies against the target's distribution alone",
     ),
-    ("--speculative-adaptive", "speculative_adaptive", False, "it was not tried with SPECVLM"),
     (
         "--speculative-token-map",
         "speculative_token_map",
@@ -65,7 +70,8 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ),
     ("--enable-multi-layer-eagle", "enable_multi_layer_eagle", False, "it belongs to EAGLE"),
     ("--enable-two-batch-overlap", "enable_two_batch_overlap", False, "scores are taken per batch"),
-    ("--enable-lora", "enable_lora", None, "it was not tried with SPECVLM"),
+    ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
+    ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )
 _UNSUPPORTED_ENVIRONMENT = (
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
@@ -145,8 +151,8 @@ def refuse_unsupported(server_args: Any) -> None:
     if server_args.speculative_draft_model_path is None:
         raise ValueError(f"{NAME} needs a draft model: --speculative-draft-model-path")
     for flag, attribute, off, why in _UNSUPPORTED:
-        value = getattr(server_args, attribute, off)
-        if value not in (off, None):
+        value = getattr(server_args, attribute)
+        if value and value != off:
             raise ValueError(f"{flag}={value} does not work with {NAME}: {why}")
     for variable in _UNSUPPORTED_ENVIRONMENT:
         if os.environ.get(variable, "0").lower() in ("1", "true", "yes"):
@@ -170,6 +176,8 @@ def resolve_tree(server_args: Any) -> None:
     steps = server_args.speculative_num_steps
     topk = server_args.speculative_eagle_topk
     tokens = server_args.speculative_num_draft_tokens
+    if tokens is not None and tokens < 2:
+        raise ValueError(f"--speculative-num-draft-tokens={tokens} must be at least 2")
     if steps is None and tokens is not None and topk in (None, 1):
         steps = tokens - 1
     steps = DEFAULT_NUM_STEPS if steps is None else steps

@@ -170,7 +170,5 @@ def test_a_draft_that_keeps_everything_gets_as_many_slots_as_the_target(
 
 
 def test_at_the_default_retention_the_draft_pool_is_about_a_third_of_the_targets() -> None:
-    tokens = SpecVLMConfig().default_draft_kv_tokens(
-        100_000, max_running_requests=10, reserve=20
-    )
+    tokens = SpecVLMConfig().default_draft_kv_tokens(100_000, max_running_requests=10, reserve=20)
     assert tokens == 35_200

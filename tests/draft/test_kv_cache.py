@@ -252,9 +252,8 @@ class LivingRequests(RuleBasedStateMachine):
     def start(self, page_size: int, slots: int) -> None:
         self.cache, self.target = make(slots=slots, page_size=page_size)
         self.page_size = page_size
-        self.drawn = {row: 0 for row in range(1, 7)}
+        self.drawn = dict.fromkeys(range(1, 7), 0)
         """Largest draft length that each warm row was given."""
-        self.seen: dict[int, int] = {}
         self.target_length = dict.fromkeys(self.drawn, 0)
 
     @rule(row=rows, prompt=st.integers(1, 150), kept=st.floats(0, 1))

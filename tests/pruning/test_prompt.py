@@ -55,10 +55,7 @@ def check(layout: Layout, max_rows: int, order: list[int] | None = None) -> None
     given_order = videos if order is None else [videos[index] for index in order]
     prompt = find_video(length, given_order, max_rows)
     expected = [
-        position
-        for spans in videos
-        for first, last in spans
-        for position in range(first, last + 1)
+        position for spans in videos for first, last in spans for position in range(first, last + 1)
     ]
     assert prompt.video_positions.tolist() == expected
     assert prompt.video_positions.dtype == np.int64

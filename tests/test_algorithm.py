@@ -1,0 +1,228 @@
+"""SPECVLM's server arguments, resolved by SGLang itself from a command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from specvlm_sglang.algorithm import NAME, SpecVLMAlgorithm, refuse_unsupported, resolve_tree
+from tests.support import checkpoints
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> None:
+    load_plugins()
+
+
+@pytest.fixture
+def pair(vl_target: Path, vl_draft: Path) -> list[str]:
+    return [
+        "--model-path",
+        str(vl_target),
+        "--speculative-algorithm",
+        NAME,
+        "--speculative-draft-model-path",
+        str(vl_draft),
+    ]
+
+
+def resolve(*argv: str) -> Any:
+    arguments = prepare_server_args(list(argv))
+    arguments.resolve_once()
+    return resolving_view(arguments)
+
+
+TREE_FIELDS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+TREES = [
+    ((None, None, None), (3, 1, 4)),
+    ((5, None, None), (5, 1, 6)),
+    ((None, None, 6), (5, 1, 6)),
+    ((None, 1, 2), (1, 1, 2)),
+    ((2, 1, 3), (2, 1, 3)),
+    ((1, 4, None), (1, 4, 5)),
+    ((3, 4, None), (3, 4, 13)),
+    ((3, 4, 16), (3, 4, 16)),
+    ((None, 2, 4), (3, 2, 4)),
+    # 1 root, 4 first tokens and 16 at each of two further depths.
+    ((3, 4, 37), (3, 4, 37)),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), TREES)
+def test_open_tree_settings_are_filled_in_to_agree(
+    given: tuple[int | None, ...], expected: tuple[int, ...]
+) -> None:
+    arguments = SimpleNamespace(
+        **dict(zip(TREE_FIELDS, given, strict=True)), page_size=1, attention_backend=None
+    )
+    resolve_tree(arguments)
+    assert tuple(getattr(arguments, name) for name in TREE_FIELDS) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--speculative-num-steps=0"], r"--speculative-num-steps=0 must be at least 1"),
+        (["--speculative-num-steps=-2"], r"--speculative-num-steps=-2 must be at least 1"),
+        (["--speculative-eagle-topk=0"], r"--speculative-eagle-topk=0 must be at least 1"),
+        (
+            ["--speculative-num-draft-tokens=1"],
+            r"--speculative-num-draft-tokens=1 must be at least 2",
+        ),
+        (
+            ["--speculative-num-steps=3", "--speculative-num-draft-tokens=5"],
+            r"--speculative-num-draft-tokens=5 must be --speculative-num-steps \+ 1 = 4",
+        ),
+        (
+            ["--speculative-eagle-topk=4", "--speculative-num-draft-tokens=3"],
+            r"--speculative-num-draft-tokens=3 must be 4 to 37",
+        ),
+        (
+            ["--speculative-eagle-topk=4", "--speculative-num-draft-tokens=38"],
+            r"--speculative-num-draft-tokens=38 must be 4 to 37",
+        ),
+        (
+            ["--speculative-eagle-topk=4", "--page-size=16"],
+            r"--page-size=16 with --speculative-eagle-topk=4 .* not 'specvlm_torch'",
+        ),
+    ],
+)
+def test_tree_settings_that_disagree_are_refused_by_their_flag(
+    pair: list[str], argv: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(*pair, *argv)
+
+
+UNSUPPORTED = [
+    ["--pipeline-parallel-size=2"],
+    ["--enable-dp-attention", "--dp-size=2", "--tp-size=2"],
+    ["--attn-dp-size=2", "--tp-size=2"],
+    ["--disaggregation-mode=prefill"],
+    ["--disaggregation-mode=decode"],
+    ["--enable-hierarchical-cache"],
+    ["--enable-unified-memory"],
+    ["--enable-hisparse"],
+    ["--speculative-use-rejection-sampling"],
+    ["--speculative-token-map=hot.pt"],
+    ["--speculative-draft-window-size=128"],
+    ["--enable-multi-layer-eagle"],
+    ["--enable-two-batch-overlap"],
+    ["--enable-lora", "--max-lora-rank=8", "--lora-target-modules=all"],
+    ["--lora-paths=adapter=somewhere"],
+]
+
+
+@pytest.mark.parametrize("argv", UNSUPPORTED, ids=lambda argv: argv[0])
+def test_what_specvlm_does_not_work_with_is_refused_by_its_flag(
+    pair: list[str], argv: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=f"does not work with {NAME}: ") as refusal:
+        resolve(*pair, *argv)
+    assert argv[0].split("=")[0] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "variable", ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_OVERLAP_PLAN_STREAM"]
+)
+def test_variables_that_specvlm_does_not_work_with_are_refused_by_name(
+    pair: list[str], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "0")
+    resolve(*pair)
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ValueError, match=f"{variable}=1 does not work"):
+        resolve(*pair)
+
+
+def test_a_platform_that_cannot_run_it_is_named(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specvlm_sglang.cpu.platform import TorchCpuPlatform
+
+    monkeypatch.setattr(
+        TorchCpuPlatform, "supports_speculative_algorithm", lambda self, algorithm: False
+    )
+    with pytest.raises(ValueError, match=f"{NAME} is not supported by TorchCpuPlatform"):
+        resolve(*pair)
+
+
+def test_adaptive_speculation_is_switched_off_by_sglang_itself(pair: list[str]) -> None:
+    assert resolve(*pair, "--speculative-adaptive").speculative_adaptive is False
+
+
+def test_features_that_were_switched_off_explicitly_are_no_reason_to_refuse(
+    pair: list[str],
+) -> None:
+    arguments = ServerArgs(
+        model_path=pair[1],
+        speculative_algorithm=NAME,
+        speculative_draft_model_path=pair[5],
+        enable_lora=False,
+    )
+    arguments.resolve_once()
+    assert resolving_view(arguments).speculative_num_draft_tokens == 4
+
+
+def test_a_target_without_a_draft_is_refused(vl_target: Path) -> None:
+    with pytest.raises(ValueError, match="needs a draft model: --speculative-draft-model-path"):
+        resolve("--model-path", str(vl_target), "--speculative-algorithm", NAME)
+
+
+def test_a_good_pair_resolves_to_a_chain_without_overlap_on_a_cpu(pair: list[str]) -> None:
+    resolved = resolve(*pair, "--enable-mixed-chunk")
+    refuse_unsupported(resolved)
+    assert tuple(getattr(resolved, name) for name in TREE_FIELDS) == (3, 1, 4)
+    assert resolved.disable_overlap_schedule is True
+    assert resolved.enable_mixed_chunk is False
+    assert resolve(*pair, "--max-running-requests=3").max_running_requests == 3
+
+
+def test_a_pair_that_does_not_match_is_refused_while_the_arguments_are_read(
+    pair: list[str], tmp_path: Path
+) -> None:
+    other = checkpoints.qwen2_text(tmp_path / "text", checkpoints.DRAFT)
+    with pytest.raises(ValueError, match="--speculative-draft-model-path must name one of"):
+        resolve(*pair[:5], str(other))
+
+
+def test_a_bad_setting_of_ours_is_refused_while_the_arguments_are_read(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECVLM_TOP_P", "2")
+    with pytest.raises(ValueError, match="--specvlm-top-p"):
+        ServerArgs(
+            model_path=pair[1],
+            speculative_algorithm=NAME,
+            speculative_draft_model_path=pair[5],
+        ).resolve_once()
+
+
+def test_sglang_sees_a_standalone_draft_without_hidden_states() -> None:
+    algorithm = SpeculativeAlgorithm.from_string("specvlm")
+    assert isinstance(algorithm, SpecVLMAlgorithm)
+    assert algorithm.is_standalone()
+    assert algorithm.has_draft_kv()
+    assert algorithm.need_topk()
+    assert algorithm.supports_grammar_overlap()
+    # An EAGLE would change the radix cache's keys and capture hidden states.
+    assert not algorithm.is_eagle()
+    assert not algorithm.is_none()
+    assert not algorithm.carries_draft_hidden_states()
+    assert algorithm.get_platform_worker_cls() is None
+
+
+def test_the_scheduler_can_relay_its_batches() -> None:
+    from sglang.srt.managers.overlap_utils import FutureMap
+    from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+
+    table = ReqToTokenPool(4, 16, "cpu", enable_memory_saver=False)
+    algorithm = SpeculativeAlgorithm.from_string(NAME)
+    assert isinstance(algorithm.create_future_map("cpu", table), FutureMap)
