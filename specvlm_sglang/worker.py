@@ -19,7 +19,7 @@ from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import min_p, scheduler_hooks
 from specvlm_sglang.models import family_of
 from specvlm_sglang.observability import POOL_FULL, Observer, RequestReport
-from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, video_items
+from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of
 from specvlm_sglang.pruning.selection import (
     select_per_video,
     select_video_tokens,
@@ -52,8 +52,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
             get_spec().speculative_algorithm
         )
         self.config = SpecVLMConfig.from_environment()
+        target_config = target_worker.model_runner.model_config.hf_config
+        vision = getattr(target_config, "vision_config", None)
         self.target_family = family_of(
-            target_worker.model_runner.model_config.hf_config.architectures
+            target_config.architectures, getattr(vision, "spatial_merge_size", 1)
         )
         rank_zero = get_parallel().tp_rank == 0
         self.observer = Observer(prometheus=server_args.enable_metrics and rank_zero)
@@ -62,8 +64,6 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.adaptive_controller = None
         self.capture = QueryCapture()
-        vision = getattr(target_worker.model_runner.model_config.hf_config, "vision_config", None)
-        self._spatial_merge = getattr(vision, "spatial_merge_size", 1)
         scheduler_hooks.install(self)
         min_p.install()
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
@@ -123,7 +123,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
 
         The rows are then always computed, and the scores never depend on the cache.
         """
-        prompt = prompt_of(req, self.config.max_query_rows)
+        prompt = self._prompt(req)
         if prompt.query_rows and self._reads_scores(req, prompt):
             return prompt.query_start
         return len(req.full_untruncated_fill_ids)
@@ -184,7 +184,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         for req, prefix, extend in zip(
             batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True
         ):
-            prompt = prompt_of(req, self.config.max_query_rows)
+            prompt = self._prompt(req)
             first = max(prompt.query_start, prefix)
             stop = min(prompt.query_stop, prefix + extend)
             if first < stop and self._reads_scores(req, prompt):
@@ -193,6 +193,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 plan.append((req.specvlm_rows, start + first - prefix, start + stop - prefix))
             start += extend
         self.capture.arm(plan)
+
+    def _prompt(self, req: Any) -> VideoPrompt:
+        return prompt_of(req, self.config.max_query_rows, self.target_family)
 
     def _options(self, req: Any) -> RequestOptions:
         return options_of(req, self.config)
@@ -218,7 +221,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         for index, req in enumerate(batch.reqs):
             if req.extend_end != len(req.full_untruncated_fill_ids):
                 continue
-            prompt = prompt_of(req, self.config.max_query_rows)
+            prompt = self._prompt(req)
             report = RequestReport(
                 prompt.video_tokens, self._kept(req, prompt), self._options(req).policy
             )
@@ -275,12 +278,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
             scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
             if options.needs_scores:
                 report.fallback = "no text after the video"
-        grids = None
-        if options.needs_grid:
-            items = video_items(req.multimodal_inputs)
-            grids = [self.target_family.video_grid(item, self._spatial_merge) for item in items]
-            if None in grids:
-                raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
+        grids = prompt.video_grids if options.needs_grid else None
+        if grids is not None and None in grids:
+            raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
         if grids is not None and len(grids) > 1:
             # A grid describes one video: each gets a budget of its own.
             return select_per_video(

@@ -153,6 +153,6 @@ def test_a_model_that_is_not_served_is_refused_with_what_is(
     draft = edited("config.json", change)
     with pytest.raises(
         ValueError,
-        match="does not serve Gemma3ForConditionalGeneration; .*Qwen2_5_VLForConditionalGeneration",
+        match=r"does not serve Gemma3ForConditionalGeneration; .*Qwen2_5_VLForConditionalGeneration",
     ):
         check_pair(str(vl_target), str(draft))

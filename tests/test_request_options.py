@@ -14,7 +14,7 @@ from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import request_validation
 from specvlm_sglang.policies import POLICIES
 from specvlm_sglang.request_options import RequestOptions, options_of, parse_options
-from tests.support.hooks import restored
+from tests.support.hooks import unhooked
 
 SERVER = SpecVLMConfig(retention=0.3, policy="uniform")
 BAD = [
@@ -35,7 +35,7 @@ BAD = [
 
 @pytest.fixture
 def validation() -> Iterator[None]:
-    with restored(("sglang.srt.sampling.sampling_params", "SamplingParams.verify")):
+    with unhooked(("sglang.srt.sampling.sampling_params", "SamplingParams.verify")):
         request_validation.install()
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import sys
 import types
 from collections.abc import Callable
@@ -18,6 +19,8 @@ def replace_function(
 ) -> None:
     """Replace ``module.attribute`` (``attribute`` may be ``Class.method``) by ``make(original)``.
 
+    Of a static or class method, ``make`` gets and returns the plain function.
+
     ``from module import attribute`` copies the reference at import time, so every loaded module
     that holds the original is rebound too. A second call with the same ``make`` is a no-op; another
     ``make`` wraps what the first one made.
@@ -30,7 +33,9 @@ def replace_function(
     *path, name = attribute.split(".")
     for part in path:
         owner = getattr(owner, part)
-    original = getattr(owner, name)
+    held = inspect.getattr_static(owner, name) if path else getattr(owner, name)
+    bind = type(held) if isinstance(held, staticmethod | classmethod) else None
+    original = held if bind is None else held.__func__
     if original is None:
         # None stands in every module: rebinding it by identity would break them all.
         raise TypeError(f"{module_name}.{attribute} is None here, so it cannot be wrapped")
@@ -43,7 +48,7 @@ def replace_function(
     replacement = make(original)
     setattr(replacement, _MARK, original)
     setattr(replacement, _MADE_BY, maker)
-    setattr(owner, name, replacement)
+    setattr(owner, name, replacement if bind is None else bind(replacement))
     if path:
         return
     for module in list(sys.modules.values()):

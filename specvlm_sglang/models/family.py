@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+
+
+class Video(NamedTuple):
+    """One video of a prompt.
+
+    Attributes
+    ----------
+    spans
+        ``(first, last)`` token positions, both inclusive.
+    grid
+        ``(frames, rows, columns)`` of its tokens; None where they form no grid.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    grid: tuple[int, int, int] | None
 
 
 class ModelFamily(Protocol):
@@ -37,8 +52,8 @@ class ModelFamily(Protocol):
         """
         ...
 
-    def video_grid(self, item: Any, spatial_merge: int) -> tuple[int, int, int] | None:
-        """Return ``(frames, rows, columns)`` of a video's tokens; None where there is no grid."""
+    def videos(self, item: Any) -> list[Video]:
+        """Return the videos of one ``MultimodalDataItem``; SGLang may put several into one."""
         ...
 
     def prompt_positions(
@@ -51,8 +66,15 @@ class ModelFamily(Protocol):
         ...
 
 
-def family_of(architectures: Sequence[str]) -> ModelFamily:
+def family_of(architectures: Sequence[str], spatial_merge: int = 2) -> ModelFamily:
     """Return the adapter for a checkpoint's ``architectures``.
+
+    Parameters
+    ----------
+    architectures
+        As in the checkpoint's configuration.
+    spatial_merge
+        Patches per token along each side (``vision_config.spatial_merge_size``).
 
     Raises
     ------
@@ -62,7 +84,7 @@ def family_of(architectures: Sequence[str]) -> ModelFamily:
     from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
     from specvlm_sglang.models.text import TextOnly
 
-    families: tuple[ModelFamily, ...] = (Qwen25VL(), TextOnly())
+    families: tuple[ModelFamily, ...] = (Qwen25VL(spatial_merge), TextOnly())
     for family in families:
         if any(name in family.architectures for name in architectures):
             return family

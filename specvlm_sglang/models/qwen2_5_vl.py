@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.models.family import Video
+
 
 class Qwen25VL:
     """Adapter for ``Qwen2_5_VLForConditionalGeneration``."""
@@ -13,19 +15,24 @@ class Qwen25VL:
     name = "Qwen2.5-VL"
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
 
+    def __init__(self, spatial_merge: int = 2) -> None:
+        self._spatial_merge = spatial_merge
+
     def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
         """See `ModelFamily.encode`."""
         encode = draft_model.get_video_feature if item.is_video() else draft_model.get_image_feature
         features: torch.Tensor = encode([item])
         return features
 
-    def video_grid(self, item: Any, spatial_merge: int) -> tuple[int, int, int] | None:
-        """See `ModelFamily.video_grid`."""
-        grid_thw = item.video_grid_thw.reshape(-1, 3).tolist()
-        if len(grid_thw) != 1:
-            return None
-        frames, rows, columns = grid_thw[0]
-        return frames, rows // spatial_merge, columns // spatial_merge
+    def videos(self, item: Any) -> list[Video]:
+        """See `ModelFamily.videos`: each video has one span and one row of ``video_grid_thw``."""
+        merge = self._spatial_merge
+        return [
+            Video((span,), (frames, rows // merge, columns // merge))
+            for span, (frames, rows, columns) in zip(
+                item.offsets, item.video_grid_thw.reshape(-1, 3).tolist(), strict=True
+            )
+        ]
 
     def prompt_positions(
         self, mm_input: Any, length: int, device: torch.device

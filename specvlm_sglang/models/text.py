@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.models.family import Video
+
 
 class TextOnly:
     """Adapter for text pairs; useful to check a draft without vision."""
@@ -17,9 +19,9 @@ class TextOnly:
         """Text models have no visual inputs."""
         raise ValueError("a text model cannot encode images or videos")
 
-    def video_grid(self, item: Any, spatial_merge: int) -> tuple[int, int, int] | None:
-        """See `ModelFamily.video_grid`."""
-        return None
+    def videos(self, item: Any) -> list[Video]:
+        """Text models have no videos."""
+        return []
 
     def prompt_positions(
         self, mm_input: Any, length: int, device: torch.device

@@ -5,13 +5,17 @@ Host side only, built once per request from what SGLang's processor left on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from specvlm_sglang.models import ModelFamily
+
 IntArray = npt.NDArray[np.int64]
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,8 @@ class VideoPrompt:
         int64 ``[N]``, ascending: every video token, several videos in prompt order.
     video_lengths
         Tokens of each video, in prompt order.
+    video_grids
+        ``(frames, rows, columns)`` of each video's tokens, None where it has no grid.
     query_start, query_stop
         The query rows: tokens after the last video token, at most the last ``max_query_rows``
         (SpecVLM, section 3; empty where the prompt ends with its video or has none).
@@ -34,6 +40,7 @@ class VideoPrompt:
     length: int
     video_positions: IntArray
     video_lengths: tuple[int, ...]
+    video_grids: tuple[Grid | None, ...]
     query_start: int
     query_stop: int
 
@@ -58,6 +65,7 @@ def find_video(
     length: int,
     video_spans: list[list[tuple[int, int]]],
     max_query_rows: int,
+    grids: Sequence[Grid | None] | None = None,
 ) -> VideoPrompt:
     """Describe a prompt of ``length`` tokens.
 
@@ -70,16 +78,19 @@ def find_video(
         ``MultimodalDataItem.offsets``).
     max_query_rows
         At most this many query rows, the newest.
+    grids
+        Of each video; by default none is known.
 
     Raises
     ------
     ValueError
         Spans outside the prompt or overlapping.
     """
-    videos = sorted(video_spans, key=lambda spans: spans[0][0])
+    known = [None] * len(video_spans) if grids is None else grids
+    videos = sorted(zip(video_spans, known, strict=True), key=lambda video: video[0][0][0])
     per_video = [
         np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in spans])
-        for spans in videos
+        for spans, _ in videos
     ]
     positions = np.concatenate([np.empty(0, dtype=np.int64), *per_video])
     if positions.size and (
@@ -87,22 +98,19 @@ def find_video(
     ):
         raise ValueError(f"video_spans={video_spans} must ascend within the {length} prompt tokens")
     if not positions.size:
-        return VideoPrompt(length, positions, (), length, length)
+        return VideoPrompt(length, positions, (), (), length, length)
     first_row = max(int(positions[-1]) + 1, length - max_query_rows)
     return VideoPrompt(
-        length, positions, tuple(video.size for video in per_video), first_row, length
+        length,
+        positions,
+        tuple(video.size for video in per_video),
+        tuple(grid for _, grid in videos),
+        first_row,
+        length,
     )
 
 
-def video_items(mm_input: Any) -> list[Any]:
-    """Return the video items of a request's ``MultimodalInputs``, in prompt order."""
-    if mm_input is None:
-        return []
-    items = [item for item in mm_input.mm_items if item.is_video()]
-    return sorted(items, key=lambda item: item.offsets[0][0])
-
-
-def prompt_of(req: Any, max_query_rows: int) -> VideoPrompt:
+def prompt_of(req: Any, max_query_rows: int, family: ModelFamily) -> VideoPrompt:
     """Return the `VideoPrompt` of SGLang's ``Req``, built at its first use.
 
     Raises
@@ -113,7 +121,13 @@ def prompt_of(req: Any, max_query_rows: int) -> VideoPrompt:
     cached: VideoPrompt | None = getattr(req, "specvlm_prompt", None)
     length = len(req.origin_input_ids)
     if cached is None or cached.length != length:
-        spans = [list(item.offsets) for item in video_items(req.multimodal_inputs)]
-        cached = find_video(length, spans, max_query_rows)
+        items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
+        videos = [video for item in items if item.is_video() for video in family.videos(item)]
+        cached = find_video(
+            length,
+            [list(video.spans) for video in videos],
+            max_query_rows,
+            [video.grid for video in videos],
+        )
         req.specvlm_prompt = cached
     return cached

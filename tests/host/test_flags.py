@@ -11,7 +11,7 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import flags
-from tests.support.hooks import restored
+from tests.support.hooks import unhooked
 
 FLAGS = {
     "--specvlm-retention": ("0.2", "0.2"),
@@ -35,7 +35,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SpecVLMConfig]]:
         monkeypatch.delenv(variable(flag))
     module = "sglang.srt.server_args"
     seen: list[SpecVLMConfig] = []
-    with restored((module, "ServerArgs.add_cli_args"), (module, "ServerArgs.from_cli_args")):
+    with unhooked((module, "ServerArgs.add_cli_args"), (module, "ServerArgs.from_cli_args")):
         flags.install(after_parsing=lambda: seen.append(SpecVLMConfig.from_environment()))
         yield seen
 

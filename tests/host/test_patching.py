@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.host.patching import original_of, replace_function
-from tests.support.hooks import restored
+from tests.support.hooks import unhooked
 
 SOURCE = """
 def answer(question):
@@ -20,6 +20,12 @@ def answer(question):
 class Desk:
     def answer(self, question):
         return f"{self.name}: plain {question}"
+    @staticmethod
+    def sign(text):
+        return f"<{text}>"
+    @classmethod
+    def kind(cls):
+        return cls.__name__
     class Drawer:
         def open(self):
             return "plain"
@@ -150,11 +156,29 @@ def test_a_hook_that_cannot_be_made_changes_nothing(host: ModuleType) -> None:
     assert everywhere(host) == ["plain a", "plain b", "plain c"]
 
 
-def test_the_test_helper_takes_hooks_out_again(host: ModuleType) -> None:
-    with restored((host.__name__, "answer"), (host.__name__, "Desk.answer")):
-        replace_function(host.__name__, "answer", louder)
-        replace_function(host.__name__, "Desk.answer", louder)
-    assert everywhere(host) == ["plain a", "plain b", "plain c"]
-    desk = host.Desk()
-    desk.name = "front"
-    assert desk.answer("e") == "front: plain e"
+def test_static_and_class_methods_stay_what_they_are(host: ModuleType) -> None:
+    def twice(original: Callable[..., str]) -> Callable[..., str]:
+        def call(*args: Any) -> str:
+            return original(*args) * 2
+
+        return call
+
+    for _ in range(2):
+        replace_function(host.__name__, "Desk.sign", twice)
+        replace_function(host.__name__, "Desk.kind", twice)
+    for owner in (host.Desk, host.Desk()):
+        assert owner.sign("x") == "<x><x>"
+        assert owner.kind() == "DeskDesk"
+    assert type("Table", (host.Desk,), {}).kind() == "TableTable"
+
+
+def test_the_test_helper_takes_hooks_out_and_puts_them_back(host: ModuleType) -> None:
+    replace_function(host.__name__, "answer", louder)
+    replace_function(host.__name__, "Desk.sign", louder)
+    with unhooked((host.__name__, "answer"), (host.__name__, "Desk.sign")):
+        assert everywhere(host) == ["plain a", "plain b", "plain c"]
+        replace_function(host.__name__, "answer", polite)
+        assert everywhere(host)[0] == "plain a, please"
+        assert host.Desk.sign("y") == "<y>"
+    assert everywhere(host) == ["PLAIN A", "PLAIN B", "PLAIN C"]
+    assert host.Desk.sign("y") == "<Y>"

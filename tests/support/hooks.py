@@ -1,4 +1,4 @@
-"""Taking hooks into SGLang back out of the test process."""
+"""SGLang's own functions in a test process where hooks of ours may be installed."""
 
 from __future__ import annotations
 
@@ -10,35 +10,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from specvlm_sglang.host.patching import original_of
+
 
 @contextmanager
-def restored(*targets: tuple[str, str]) -> Iterator[None]:
-    """Put ``(module, attribute)`` back as they are now when the context ends.
+def unhooked(*targets: tuple[str, str]) -> Iterator[None]:
+    """Within, ``(module, attribute)`` are SGLang's own; at the end they are as they were.
+
+    Hooks installed within the context are taken out with it, in every module.
 
     Parameters
     ----------
     targets : tuple of str
-        As `specvlm_sglang.host.patching.replace_function` takes them; a function is put back
-        in every module that it was replaced in.
+        As `specvlm_sglang.host.patching.replace_function` takes them.
     """
-    held = []
-    for module_name, attribute in targets:
-        owner: Any = importlib.import_module(module_name)
-        *path, name = attribute.split(".")
-        for part in path:
-            owner = getattr(owner, part)
-        held.append((owner, name, inspect.getattr_static(owner, name)))
+    places = [_place(*target) for target in targets]
+    before = [inspect.getattr_static(owner, name) for owner, name in places]
+    for (owner, name), held in zip(places, before, strict=True):
+        if isinstance(held, staticmethod | classmethod):
+            _put(owner, name, type(held)(original_of(held.__func__)))
+        else:
+            _put(owner, name, original_of(held))
     try:
         yield
     finally:
-        for owner, name, original in held:
-            replacement = inspect.getattr_static(owner, name)
-            setattr(owner, name, original)
-            if replacement is original or not isinstance(owner, types.ModuleType):
-                continue
-            for module in list(sys.modules.values()):
-                if not isinstance(module, types.ModuleType):
-                    continue
-                for held_as, value in list(vars(module).items()):
-                    if value is replacement:
-                        setattr(module, held_as, original)
+        for (owner, name), held in zip(places, before, strict=True):
+            _put(owner, name, held)
+
+
+def _place(module_name: str, attribute: str) -> tuple[Any, str]:
+    owner: Any = importlib.import_module(module_name)
+    *path, name = attribute.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    held = inspect.getattr_static(owner, name)
+    setattr(owner, name, value)
+    if held is value or not isinstance(owner, types.ModuleType):
+        return
+    for module in list(sys.modules.values()):
+        if not isinstance(module, types.ModuleType):
+            continue
+        for held_as, found in list(vars(module).items()):
+            if found is held:
+                setattr(module, held_as, value)
