@@ -1,12 +1,15 @@
 """Which video tokens the draft keeps: the torch twin of ``reference.selection``.
 
-Runs on the scores' device without waiting for it: K is known on the host, and what Stage I keeps is
+Runs on the scores' device and never waits for it: K is known on the host, and what Stage I keeps is
 a mask, never a length. Equal to the reference index for index on the same float32 scores; its
-docstring defines every policy.
+docstring defines every policy. On CUDA a parallel scan adds the ranked scores in another order, so
+the length of Stage I may differ by one rank where a prefix lies within float64 rounding of the
+threshold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,8 +33,8 @@ class Selection:
     stage_one
         bool ``[K]``: kept for its score.
     fallback
-        bool scalar: the scores held no mass (or were not finite) although the policy reads them,
-        and uniform spacing was used.
+        bool scalar: the policy reads scores, but these held no mass or were not all finite and at
+        least 0, and even spacing was used. With a budget for each video: so it was for any of them.
     """
 
     indices: torch.Tensor
@@ -42,6 +45,8 @@ class Selection:
 def video_token_budget(n: int, retention: float) -> int:
     """Number of video tokens to keep out of ``n``: ``floor(n * retention + 1e-6)``, at least 1.
 
+    Without any tokens it is 0.
+
     Raises
     ------
     ValueError
@@ -50,6 +55,7 @@ def video_token_budget(n: int, retention: float) -> int:
     if n < 0:
         raise ValueError(f"n={n} must be at least 0")
     check_retention(retention, "retention")
+    # Without the small addend 1000 * (1 - 0.9) would keep 99 tokens, not 100.
     return min(n, max(1, int(n * retention + 1e-6)))
 
 
@@ -67,57 +73,57 @@ def select_video_tokens(
     Parameters
     ----------
     scores
-        float32 ``[N]``, not negative, higher is kept first. Without mass or not finite: uniform.
+        float32 ``[N]`` in prompt order, higher is kept first. Where the reference raises for scores
+        that are not finite or negative, this falls back to even spacing, as for scores without
+        mass: a check on the host would wait for the device.
     retention
         Share of the tokens to KEEP, in (0, 1].
     top_p
-        Share of the mass that Stage I retains, in [0, 1].
+        Share of the mass that Stage I retains, in [0, 1] (SpecVLM, section 3).
     policy
         One of `specvlm_sglang.policies.POLICIES`.
     grid
-        ``(frames, rows, columns)``, needed by the grid policies.
+        ``(frames, rows, columns)`` with product N, needed by the grid policies unless N is 0.
     seed
-        Seeds ``random``.
+        Seeds ``random``, at least 0. The same tokens as the reference draws.
 
     Raises
     ------
     ValueError
-        An argument out of range, or a grid that is missing or does not fit.
+        Scores with more than one axis, an argument out of range, an unknown policy, or a grid that
+        is missing or does not fit.
     """
-    check_policy(policy, "policy")
+    if scores.dim() != 1:
+        raise ValueError(f"scores of shape {list(scores.shape)} must have one axis")
     n = scores.shape[0]
-    budget = n if policy == "none" else video_token_budget(n, retention)
+    budget = video_token_budget(n, retention)
+    check_policy(policy, "policy")
     if not 0 <= top_p <= 1:
         raise ValueError(f"top_p={top_p} must lie in [0, 1]")
-    if grid is not None and int(np.prod(grid)) != n:
-        raise ValueError(f"grid={grid} must have as many tokens as scores, {n}")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be at least 0")
+    grid = None if grid is None else _checked_grid(grid, n)
     if grid is None and policy in NEED_GRID and n > 0:
         raise ValueError(f"grid=None must be (frames, rows, columns) for policy {policy!r}")
-    device = scores.device
-    nothing = torch.zeros(n, dtype=torch.bool, device=device)
-    if n == 0:
-        return Selection(torch.zeros(0, dtype=torch.int64, device=device), nothing, nothing.any())
-    no_fallback = torch.zeros((), dtype=torch.bool, device=device)
-    if policy not in NEED_SCORES:
-        if policy in ("uniform", "uniform-grid"):
-            spacing = grid if policy == "uniform-grid" else None
-            kept = _space_over(~nothing, nothing.sum() + budget, spacing)
-        else:
-            chosen = _without_scores(n, budget, policy, grid, seed)
-            kept = nothing.clone()
-            kept[torch.from_numpy(chosen).to(device)] = True
-        return _selection(kept, nothing, budget, no_fallback)
-    usable = torch.isfinite(scores).all() & (scores > 0).any()
+    if n == 0 or policy not in NEED_SCORES:
+        indices = _without_scores(n, budget, policy, grid, seed, scores.device)
+        nothing = torch.zeros(indices.shape[0] + 1, dtype=torch.bool, device=scores.device)
+        return Selection(indices, nothing[:-1], nothing[-1])
+
+    # False for NaN; infinity passes the first test only.
+    usable = ((scores >= 0) & torch.isfinite(scores)).all() & (scores > 0).any()
     clean = torch.where(usable, scores, torch.zeros_like(scores)).float()
     ranked = torch.argsort(clean, descending=True, stable=True)
     if policy == "attention":
-        stage_one = nothing.scatter(0, ranked, torch.arange(n, device=device) < budget) & usable
-        spacing = None
+        is_high = torch.arange(n, device=scores.device) < budget
+        stage_one = torch.zeros_like(is_high).scatter(0, ranked, is_high) & usable
     else:
         stage_one = _retain_top_p(clean, ranked, top_p, budget)
-        spacing = grid if policy == "specvlm-grid" else None
+    spacing = grid if policy == "specvlm-grid" else None
     kept = stage_one | _space_over(~stage_one, budget - stage_one.sum(), spacing)
-    return _selection(kept, stage_one, budget, ~usable)
+    # A stable sort brings the kept tokens to the front in order, without a host-side count.
+    indices = torch.argsort((~kept).to(torch.uint8), stable=True)[:budget]
+    return Selection(indices, stage_one[indices], ~usable)
 
 
 def select_per_video(
@@ -135,36 +141,54 @@ def select_per_video(
     Parameters
     ----------
     scores
-        float32 ``[N]``, video after video.
+        float32 ``[N]``, video after video in prompt order.
     video_lengths
-        Tokens of each video, N in total.
+        Tokens of each video, at least 0 each, N in total.
     grids
-        One per video.
+        One for each video.
+    seed
+        Seeds ``random``: video ``i`` draws from ``seed + i``.
 
     Other parameters and errors are those of `select_video_tokens`.
     """
-    if sum(video_lengths) != scores.shape[0]:
+    if any(length < 0 for length in video_lengths) or sum(video_lengths) != scores.shape[0]:
         raise ValueError(
-            f"video_lengths={list(video_lengths)} must sum to the {scores.shape[0]} scores"
+            f"video_lengths={list(video_lengths)} must be at least 0 each and sum to the "
+            f"{scores.shape[0]} scores"
         )
-    parts = []
+    if grids is None:
+        grids = [None] * len(video_lengths)
+    if len(grids) != len(video_lengths):
+        raise ValueError(
+            f"grids={list(grids)} must have one entry for each of the {len(video_lengths)} videos"
+        )
+    no_token = torch.zeros(0, dtype=torch.int64, device=scores.device)
+    indices, stage_one = [no_token], [no_token.bool()]
+    fallback = torch.zeros((), dtype=torch.bool, device=scores.device)
     start = 0
-    for video, length in enumerate(video_lengths):
+    for video, (length, grid) in enumerate(zip(video_lengths, grids, strict=True)):
         part = select_video_tokens(
             scores[start : start + length],
             retention=retention,
             top_p=top_p,
             policy=policy,
-            grid=None if grids is None else grids[video],
+            grid=grid,
             seed=seed + video,
         )
-        parts.append((part, start))
+        indices.append(part.indices + start)
+        stage_one.append(part.stage_one)
+        fallback = fallback | part.fallback
         start += length
-    return Selection(
-        torch.cat([part.indices + first for part, first in parts]),
-        torch.cat([part.stage_one for part, _ in parts]),
-        torch.stack([part.fallback for part, _ in parts]).any(),
-    )
+    return Selection(torch.cat(indices), torch.cat(stage_one), fallback)
+
+
+def _checked_grid(grid: Grid, n: int) -> Grid:
+    if len(grid) != 3 or any(not isinstance(side, int | np.integer) or side < 1 for side in grid):
+        raise ValueError(f"grid={grid} must be (frames, rows, columns), each an integer >= 1")
+    frames, rows, columns = (int(side) for side in grid)
+    if math.prod((frames, rows, columns)) != n:
+        raise ValueError(f"grid={grid} must have as many tokens as scores, {n}")
+    return frames, rows, columns
 
 
 def _retain_top_p(
@@ -180,13 +204,16 @@ def _retain_top_p(
 
 
 def _space_over(candidates: torch.Tensor, count: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-    """Stage II as a mask ``[N]``: ``count`` (on the device) evenly spaced candidates."""
+    """Stage II as a mask ``[N]``: ``count`` evenly spaced candidates.
+
+    ``candidates`` is a mask ``[N]`` and ``count`` an int64 scalar on its device, so neither the
+    number of candidates nor that of the kept ones is known here.
+    """
     n = candidates.shape[0]
     device = candidates.device
-    count = count.long()
     order = None
     if grid is not None:
-        order = torch.from_numpy(_grid_order(grid)).to(device)
+        order = _to_device(_grid_order(grid), device)
         candidates = candidates[order]
     remaining = candidates.sum()
     steps = torch.arange(n, device=device)
@@ -197,7 +224,6 @@ def _space_over(candidates: torch.Tensor, count: torch.Tensor, grid: Grid | None
     # Steps beyond the count point at a spare place behind the last rank.
     wanted = torch.where(steps < count, wanted, torch.full_like(wanted, n))
     is_wanted = torch.zeros(n + 1, dtype=torch.bool, device=device).scatter(0, wanted, True)
-    is_wanted[n] = False
     rank = candidates.long().cumsum(0) - 1
     kept = candidates & is_wanted[rank.clamp(min=0)]
     if order is None:
@@ -205,38 +231,48 @@ def _space_over(candidates: torch.Tensor, count: torch.Tensor, grid: Grid | None
     return torch.zeros_like(kept).scatter(0, order, kept)
 
 
-def _selection(
-    kept: torch.Tensor, stage_one: torch.Tensor, budget: int, fallback: torch.Tensor
-) -> Selection:
-    # A stable sort brings the kept tokens to the front in order, without a host-side count.
-    indices = torch.argsort((~kept).to(torch.uint8), stable=True)[:budget]
-    return Selection(indices, stage_one[indices], fallback)
-
-
 def _without_scores(
-    n: int, budget: int, policy: str, grid: Grid | None, seed: int
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The policies that neither rank nor space tokens one by one, on the host."""
-    everything = np.arange(n, dtype=np.int64)
-    if policy == "none":
-        return everything
+    n: int, budget: int, policy: str, grid: Grid | None, seed: int, device: torch.device
+) -> torch.Tensor:
+    """The kept tokens of a policy that reads no scores, or of no tokens: int64 [K], ascending."""
+    if n == 0 or policy == "none":
+        return torch.arange(n, device=device)
+    if policy == "uniform":
+        return _evenly(n, budget, device)
     if policy == "random":
-        return np.random.default_rng(seed).permutation(everything)[:budget]
-    if policy == "frames":
-        assert grid is not None
+        return _to_device(_permutation(n, seed), device)[:budget].sort().values
+    if grid is not None and policy == "uniform-grid":
+        middles = (2 * torch.arange(budget, device=device) + 1) * n // (2 * budget)
+        return _to_device(_grid_order(grid), device)[middles].sort().values
+    if grid is not None and policy == "frames":
         frames, area = grid[0], grid[1] * grid[2]
-        kept = -(-budget // area)
-        rows = np.arange(kept) * (frames - 1) // max(kept - 1, 1)
-        whole = everything.reshape(frames, area)[rows[:-1]].reshape(-1)
-        rest = budget - whole.size
-        last = everything.reshape(frames, area)[rows[-1]]
-        return np.concatenate([whole, last[np.arange(rest) * (area - 1) // max(rest - 1, 1)]])
+        starts = _evenly(frames, -(-budget // area), device) * area
+        whole = (starts[:-1, None] + torch.arange(area, device=device)).flatten()
+        return torch.cat([whole, starts[-1] + _evenly(area, budget - whole.shape[0], device)])
     start = {"window-front": 0, "window-middle": (n - budget) // 2, "window-back": n - budget}
-    return everything[start[policy] : start[policy] + budget]
+    return torch.arange(start[policy], start[policy] + budget, device=device)
+
+
+def _evenly(length: int, count: int, device: torch.device) -> torch.Tensor:
+    """``count`` evenly spaced indices below ``length``, the first and the last among them."""
+    return torch.arange(count, device=device) * (length - 1) // max(count - 1, 1)
+
+
+def _to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        # A copy out of pageable memory would wait for everything queued on the stream.
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=32)
-def _grid_order(grid: Grid) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _permutation(n: int, seed: int) -> torch.Tensor:
+    """The reference's permutation of ``n`` tokens; NumPy's generator, so on the host."""
+    return torch.from_numpy(np.random.default_rng(seed).permutation(np.arange(n, dtype=np.int64)))
+
+
+@lru_cache(maxsize=32)
+def _grid_order(grid: Grid) -> torch.Tensor:
     """Token indices frame after frame, each frame along a Hilbert curve (reference.spacing)."""
     frames, rows, columns = grid
     y, x = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
@@ -252,4 +288,4 @@ def _grid_order(grid: Grid) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         x, y = np.where(down, x, y), np.where(down, y, x)
         half //= 2
     starts = np.arange(frames, dtype=np.int64) * rows * columns
-    return (starts[:, None] + np.argsort(distance)[None, :]).reshape(-1)
+    return torch.from_numpy((starts[:, None] + np.argsort(distance)).reshape(-1))

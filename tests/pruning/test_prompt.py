@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
 
 from reference.scoring import language_query_rows
-from specvlm_sglang.pruning.prompt import find_video, prompt_of, video_items
+from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
+from specvlm_sglang.pruning.prompt import find_video, prompt_of
 
 # Pieces of a prompt: (kind, tokens); t text, v a new video, c more of the last one, i an image.
 LAYOUTS = {
@@ -110,24 +111,35 @@ def test_spans_that_do_not_fit_the_prompt_are_refused(spans: list[list[tuple[int
         find_video(10, spans, 4)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_request_is_read_from_what_sglangs_processor_left_on_it(name: str) -> None:
-    length, videos, images = lay_out(LAYOUTS[name])
-    items = [item(Modality.IMAGE, [span]) for span in images]
-    items += [item(Modality.VIDEO, spans) for spans in reversed(videos)]
-    inputs = MultimodalInputs(mm_items=items) if items else None
-    assert [list(found.offsets) for found in video_items(inputs)] == videos
-    req = SimpleNamespace(origin_input_ids=[0] * length, multimodal_inputs=inputs)
-    prompt = prompt_of(req, 3)
-    expected = find_video(length, videos, 3)
-    assert prompt.video_positions.tolist() == expected.video_positions.tolist()
-    assert (prompt.query_start, prompt.query_stop) == (expected.query_start, expected.query_stop)
+def family() -> Qwen25VL:
+    return Qwen25VL(spatial_merge=2)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_request_is_read_from_what_sglangs_processor_left_on_it(together: bool) -> None:
+    spans = [(2, 9), (12, 17)]
+    grids = torch.tensor([[2, 4, 4], [1, 4, 6]])
+    groups = [(spans, grids)] if together else [([span], grids[i : i + 1]) for i, span in
+                                                reversed(list(enumerate(spans)))]  # fmt: skip
+    items = [item(Modality.IMAGE, [(19, 20)])]
+    for offsets, grid_thw in groups:
+        video = item(Modality.VIDEO, offsets)
+        video.video_grid_thw = grid_thw
+        items.append(video)
+    req = SimpleNamespace(
+        origin_input_ids=[0] * 24, multimodal_inputs=MultimodalInputs(mm_items=items)
+    )
+    prompt = prompt_of(req, 3, family())
+    assert prompt.video_positions.tolist() == [*range(2, 10), *range(12, 18)]
+    assert prompt.video_lengths == (8, 6)
+    assert prompt.video_grids == ((2, 2, 2), (1, 2, 3))
+    assert (prompt.query_start, prompt.query_stop) == (21, 24)
 
 
 def test_a_request_is_read_once_until_its_prompt_changes() -> None:
     req = SimpleNamespace(origin_input_ids=[0] * 5, multimodal_inputs=None)
-    first = prompt_of(req, 3)
-    assert prompt_of(req, 3) is first
+    first = prompt_of(req, 3, family())
+    assert prompt_of(req, 3, family()) is first
     # As in a session: the next turn's request continues the prompt.
     req.origin_input_ids = [0] * 9
-    assert prompt_of(req, 3).length == 9
+    assert prompt_of(req, 3, family()).length == 9
