@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,11 @@ def image_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Four pictures."""
     folder = tmp_path_factory.mktemp("images")
     return [clips.write_image(folder / f"image-{seed}.png", seed=seed) for seed in range(4)]
+
+
+def pytest_configure() -> None:
+    """End a terminated session like an interrupted one, so that its servers are stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
