@@ -42,10 +42,11 @@ def register() -> None:
     except contract.HostMismatchError as mismatch:
         logger.error("%s", mismatch)
         return
-    from specvlm_sglang.host import flags, video
+    from specvlm_sglang.host import flags, video, video_errors
 
     flags.install(after_parsing=apply_config)
     video.install()
+    video_errors.install()
     from specvlm_sglang import algorithm
 
     algorithm.register()

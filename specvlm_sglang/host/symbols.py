@@ -25,6 +25,21 @@ declare(
 )
 
 declare(
+    "video errors",
+    (Symbol("sglang.srt.utils.common:_normalize_video_input", ("video_file",)),),
+)
+
+declare(
+    "frame count",
+    (
+        Symbol(
+            "sglang.srt.multimodal.processors.qwen_vl:smart_nframes",
+            ("ele", "total_frames", "video_fps"),
+        ),
+    ),
+)
+
+declare(
     "vision",
     (
         Symbol(

@@ -186,7 +186,7 @@ def test_a_broken_room_installs_nothing(room: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(contract, "rooms", lambda: table)
     with unhooked(*targets):
         before = [held(*target) for target in targets]
-        with pytest.raises(HostMismatchError, match="sglang.version:gone: missing"):
+        with pytest.raises(HostMismatchError, match=r"sglang\.version:gone: missing"):
             importlib.import_module(module).install(**arguments)
         assert [held(*target) for target in targets] == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,27 +65,27 @@ def test_the_clips_have_frames_that_are_stored_out_of_order(tmp_path: Path) -> N
     assert reordered != sorted(reordered)
 
 
-@pytest.mark.parametrize(
-    "indices",
-    [
-        list(range(FRAMES)),
-        [0],
-        [FRAMES - 1],
-        [0, FRAMES - 1],
-        [100, 3, 60],
-        [7, 7, 7],
-        [-1, 0, -FRAMES, 5],
-        list(range(0, FRAMES, 13)),
-        list(range(FRAMES - 1, -1, -9)),
-        [1, 51, 101],
-        [120, 121, 122],
-    ],
-    ids=str,
-)
+ORDERS = {
+    "all": list(range(FRAMES)),
+    "the first": [0],
+    "the last": [FRAMES - 1],
+    "both ends": [0, FRAMES - 1],
+    "back and forth": [100, 3, 60],
+    "repeats": [7, 7, 7],
+    "negative indices": [-1, 0, -FRAMES, 5],
+    "evenly spaced": list(range(0, FRAMES, 13)),
+    "backwards": list(range(FRAMES - 1, -1, -9)),
+    "far apart": [1, 51, 101],
+    "neighbours": [120, 121, 122],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_any_frames_in_any_order_equal_sequential_decoding(
-    encoded: tuple[Path, np.ndarray], indices: list[int]
+    encoded: tuple[Path, np.ndarray], order: str
 ) -> None:
     path, frames = encoded
+    indices = ORDERS[order]
     found = PyAVReader(str(path)).get_batch(indices).asnumpy()
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, frames[indices])
@@ -167,7 +166,7 @@ def test_frames_that_the_index_promises_and_the_file_lacks_are_named(tmp_path: P
     np.testing.assert_array_equal(cut[3], reader[3])
     # As the file was when it was opened; a cut one says so instead of repeating a frame.
     cut._time_stamps = reader._time_stamps
-    with pytest.raises(ValueError, match=r"frame 59 of 60 cannot be decoded|cannot be decoded"):
+    with pytest.raises(ValueError, match="cannot be decoded"):
         cut[59]
 
 
@@ -249,11 +248,3 @@ def test_where_torchcodec_works_sglangs_own_decoder_stays(
     assert given == [str(clip_paths[0])]
     assert not isinstance(decoder._decoder, PyAVReader)
     assert video_decoder._BACKEND == "torchcodec"
-
-
-def test_whether_torchcodec_works_is_found_by_trying_it() -> None:
-    video.torchcodec_works.cache_clear()
-    found = video.torchcodec_works()
-    assert found is video.torchcodec_works()
-    if not found:
-        assert shutil.which("ffmpeg") is None or not found

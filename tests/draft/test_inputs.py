@@ -1,0 +1,213 @@
+"""The draft's prompt: which tokens, embeddings and positions of the full prompt it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
+
+from reference.positions import kept_prompt_indices, pruned_positions
+from specvlm_sglang.draft.features import DraftFeatures
+from specvlm_sglang.draft.inputs import build_draft_prompt, draft_length
+from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
+from specvlm_sglang.models.text import TextOnly
+from specvlm_sglang.pruning.prompt import prompt_of
+from tests.support import hf
+from tests.support.messages import user
+
+NEWEST = 17
+
+
+class Tower:
+    """transformers' model under the names of SGLang's model class."""
+
+    def __init__(self, model: Any) -> None:
+        self._visual = model.model.visual
+
+    def _encode(self, items: list[Any], grid: str) -> torch.Tensor:
+        (item,) = items
+        output = self._visual(item.feature, grid_thw=getattr(item, grid))
+        features: torch.Tensor = output.pooler_output
+        return features
+
+    def get_video_feature(self, items: list[Any]) -> torch.Tensor:
+        return self._encode(items, "video_grid_thw")
+
+    def get_image_feature(self, items: list[Any]) -> torch.Tensor:
+        return self._encode(items, "image_grid_thw")
+
+
+@dataclass
+class Case:
+    """A prompt as transformers' processor makes it, and as SGLang's request holds it."""
+
+    req: Any
+    embeddings: torch.Tensor
+    positions: torch.Tensor
+    spans: list[tuple[int, int]]
+    """Half-open spans of the videos."""
+
+
+def runs(ids: torch.Tensor, token: int) -> list[tuple[int, int]]:
+    """Half-open runs of one token."""
+    marks = np.diff(np.concatenate([[0], (ids.numpy() == token).astype(int), [0]]))
+    starts, stops = np.flatnonzero(marks == 1), np.flatnonzero(marks == -1)
+    return [(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
+
+
+@torch.no_grad()
+def make(directory: Path, *parts: str | Path, generated: int = 0) -> Case:
+    model = hf.load_model(directory)
+    inputs = hf.model_inputs(directory, hf.render(directory, user(*parts)))
+    ids = inputs["input_ids"][0]
+    tower, items, spans = Tower(model), [], []
+    embeddings = model.get_input_embeddings()(ids)
+    for kind, modality in (("image", Modality.IMAGE), ("video", Modality.VIDEO)):
+        grids = inputs.get(f"{kind}_grid_thw")
+        if grids is None:
+            continue
+        pixels = inputs["pixel_values" + ("_videos" if kind == "video" else "")]
+        found = runs(ids, getattr(model.config, f"{kind}_token_id"))
+        patches = pixels.split(grids.prod(dim=1).tolist())
+        for number, (start, stop) in enumerate(found):
+            item = MultimodalDataItem(
+                modality=modality,
+                feature=patches[number],
+                offsets=[(start, stop - 1)],
+                hash=len(items) + 1,
+                model_specific_data={f"{kind}_grid_thw": grids[number : number + 1]},
+            )
+            items.append(item)
+            embeddings[start:stop] = tower._encode([item], f"{kind}_grid_thw")
+        spans += found if kind == "video" else []
+    mm_inputs = None
+    positions, delta = hf.rope_index(directory, inputs)
+    length = len(ids)
+    if items:
+        mm_inputs = MultimodalInputs(mm_items=items)
+        mm_inputs.mrope_positions = positions[:, 0]
+        mm_inputs.mrope_position_delta = delta
+    # After a retraction the target prefills what it had generated as well.
+    more = torch.arange(20, 20 + generated)
+    ids = torch.cat([ids, more, torch.tensor([NEWEST])])
+    later = torch.arange(length, length + generated + 1) + delta[0, 0]
+    # SGLang replaces placeholders by a hash of their content, outside any vocabulary.
+    held = ids[:-1].clone()
+    for item in items:
+        held[item.offsets[0][0] : item.offsets[0][1] + 1] = 1_000_000 + item.hash
+    req = SimpleNamespace(
+        origin_input_ids=held[:length].tolist(),
+        full_untruncated_fill_ids=held.tolist(),
+        multimodal_inputs=mm_inputs,
+    )
+    return Case(
+        req,
+        torch.cat([embeddings, model.get_input_embeddings()(ids[length:])]),
+        torch.cat([positions[:, 0], later.expand(3, -1)], dim=1),
+        spans,
+    )
+
+
+def check(directory: Path, case: Case, kept: list[int] | None) -> None:
+    model = hf.load_model(directory)
+    prompt = prompt_of(case.req, 256)
+    filled = len(case.req.full_untruncated_fill_ids)
+    with torch.no_grad():
+        found = build_draft_prompt(
+            case.req,
+            prompt,
+            None if kept is None else torch.tensor(kept, dtype=torch.int64),
+            torch.tensor([NEWEST]),
+            family=Qwen25VL(),
+            features=DraftFeatures(Tower(model), Qwen25VL()),
+            embed_tokens=model.get_input_embeddings(),
+        )
+    every = list(range(prompt.video_tokens))
+    columns = kept_prompt_indices(filled + 1, case.spans, every if kept is None else kept)
+    torch.testing.assert_close(found.embeddings, case.embeddings[columns], rtol=0, atol=1e-5)
+    expected = pruned_positions(
+        "mrope", columns, prompt_length=filled + 1, mrope=case.positions.numpy()
+    )
+    assert found.mrope_positions is not None
+    np.testing.assert_array_equal(found.mrope_positions.numpy(), expected)
+    count = prompt.video_tokens if kept is None else len(kept)
+    assert found.tokens == draft_length(prompt, filled, count) == len(columns)
+    assert int(found.input_ids.max()) < model.config.text_config.vocab_size
+    assert int(found.input_ids[-1]) == NEWEST
+
+
+@pytest.fixture
+def layouts(clip_paths: list[Path], image_paths: list[Path]) -> dict[str, list[str | Path]]:
+    clip, other, image = clip_paths[0], clip_paths[1], image_paths[0]
+    return {
+        "video, then text": [clip, "Describe this video."],
+        "text, then video": ["Describe this video.", clip],
+        "image, then video": [image, clip, "What happens?"],
+        "video, then image": [clip, "then", image, "What happens?"],
+        "two videos": [clip, "and", other, "What happens?"],
+    }
+
+
+LAYOUTS = [
+    "video, then text",
+    "text, then video",
+    "image, then video",
+    "video, then image",
+    "two videos",
+]
+
+
+@pytest.mark.parametrize("generated", [0, 3])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kept_tokens_have_the_embeddings_and_positions_of_the_full_prompt(
+    layout: str,
+    share: float,
+    generated: int,
+    vl_draft: Path,
+    layouts: dict[str, list[str | Path]],
+) -> None:
+    case = make(vl_draft, *layouts[layout], generated=generated)
+    tokens = prompt_of(case.req, 256).video_tokens
+    assert tokens > 10
+    rng = np.random.default_rng(3)
+    kept = sorted(rng.choice(tokens, size=round(share * tokens), replace=False).tolist())
+    check(vl_draft, case, kept)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_a_selection_everything_is_kept(
+    layout: str, vl_draft: Path, layouts: dict[str, list[str | Path]]
+) -> None:
+    check(vl_draft, make(vl_draft, *layouts[layout]), None)
+
+
+def test_text_and_image_prompts_stay_whole(vl_draft: Path, image_paths: list[Path]) -> None:
+    check(vl_draft, make(vl_draft, "How many shapes are there?"), None)
+    check(vl_draft, make(vl_draft, image_paths[0], "What is it?", image_paths[1]), None)
+
+
+def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
+    table = torch.nn.Embedding(30, 4)
+    req = SimpleNamespace(
+        origin_input_ids=[4, 5, 6], full_untruncated_fill_ids=[4, 5, 6], multimodal_inputs=None
+    )
+    with torch.no_grad():
+        found = build_draft_prompt(
+            req,
+            prompt_of(req, 256),
+            None,
+            torch.tensor([7], dtype=torch.int32),
+            family=TextOnly(),
+            features=DraftFeatures(None, TextOnly()),
+            embed_tokens=table,
+        )
+    assert found.mrope_positions is None
+    assert found.input_ids.tolist() == [4, 5, 6, 7]
+    assert torch.equal(found.embeddings, table.weight[4:8])
