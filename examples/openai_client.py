@@ -36,16 +36,16 @@ def main() -> None:
         "messages": messages,
         "max_tokens": 64,
         "temperature": 0,
-        "extra_body": {
-            "return_meta_info": True,
-            "custom_params": {"specvlm": {"retention": options.retention}},
-        },
     }
-    for chunk in client.chat.completions.create(**request, stream=True):
+    chosen = {"custom_params": {"specvlm": {"retention": options.retention}}}
+    for chunk in client.chat.completions.create(**request, extra_body=chosen, stream=True):
         if chunk.choices:
             print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()
-    answer = client.chat.completions.create(**request)
+    # SGLang sends meta_info with answers that are not streamed.
+    answer = client.chat.completions.create(
+        **request, extra_body={**chosen, "return_meta_info": True}
+    )
     print(answer.choices[0].model_extra["meta_info"]["specvlm"][0])
 
 

@@ -53,7 +53,10 @@ def examine(target: str | None = None, draft: str | None = None) -> int:
             advice = f"\n[dim]{finding.advice}[/]" if finding.advice else ""
             table.add_row(mark, finding.what, finding.found + advice)
             blocked |= finding.blocks
-    console = Console(soft_wrap=True)
+    console = Console()
+    if not console.is_terminal:
+        # A log or a pipe wants whole lines.
+        console = Console(width=400)
     console.print(table)
     console.print("Would not serve." if blocked else "Would serve.")
     return int(blocked)

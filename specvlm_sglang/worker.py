@@ -26,7 +26,7 @@ from specvlm_sglang.pruning.selection import (
     video_token_budget,
 )
 from specvlm_sglang.request_options import RequestOptions, options_of
-from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
+from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
 
 logger = logging.getLogger(__name__)
@@ -283,21 +283,26 @@ class SpecVLMWorker(StandaloneWorkerV2):
             raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
         if grids is not None and len(grids) > 1:
             # A grid describes one video: each gets a budget of its own.
-            return select_per_video(
+            selection = select_per_video(
                 scores,
                 prompt.video_lengths,
                 retention=options.retention,
                 top_p=self.config.top_p,
                 policy=options.policy,
                 grids=grids,
-            ).indices
-        return select_video_tokens(
-            scores,
-            retention=options.retention,
-            top_p=self.config.top_p,
-            policy=options.policy,
-            grid=None if grids is None else grids[0],
-        ).indices
+            )
+        else:
+            selection = select_video_tokens(
+                scores,
+                retention=options.retention,
+                top_p=self.config.top_p,
+                policy=options.policy,
+                grid=None if grids is None else grids[0],
+            )
+        # On a GPU the answer would have to be waited for; there such a fallback goes unreported.
+        if report.fallback is None and self.device == "cpu" and bool(selection.fallback):
+            report.fallback = "the scores hold no attention to the video"
+        return selection.indices
 
     def _scores(self, req: Any, prompt: VideoPrompt) -> torch.Tensor:
         """Mean attention of the query rows to each video token, float32 ``[N]``."""
@@ -326,7 +331,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 key_scale=facts.key_scale,
             )
         parallel = get_parallel()
-        if parallel.tp_size > 1:
-            heads *= parallel.tp_size
-            total = parallel.tp_group.all_reduce(total)
-        return total / (len(rows.queries) * prompt.query_rows * heads)
+        return mean_scores(
+            total,
+            layers=len(rows.queries),
+            rows=prompt.query_rows,
+            heads=heads * parallel.tp_size,
+            all_reduce=parallel.tp_group.all_reduce if parallel.tp_size > 1 else None,
+        )

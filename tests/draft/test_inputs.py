@@ -62,7 +62,8 @@ def runs(ids: torch.Tensor, token: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def make(directory: Path, *parts: str | Path, generated: int = 0) -> Case:
+def make(directory: Path, *parts: str | Path, generated: int = 0, joined: bool = False) -> Case:
+    """``joined``: one item for all media of a kind, as SGLang may make."""
     model = hf.load_model(directory)
     inputs = hf.model_inputs(directory, hf.render(directory, user(*parts)))
     ids = inputs["input_ids"][0]
@@ -75,16 +76,21 @@ def make(directory: Path, *parts: str | Path, generated: int = 0) -> Case:
         pixels = inputs["pixel_values" + ("_videos" if kind == "video" else "")]
         found = runs(ids, getattr(model.config, f"{kind}_token_id"))
         patches = pixels.split(grids.prod(dim=1).tolist())
-        for number, (start, stop) in enumerate(found):
+        single = [
+            (patch, [span], grids[n : n + 1])
+            for n, (patch, span) in enumerate(zip(patches, found, strict=True))
+        ]
+        for feature, owned, grid in [(pixels, found, grids)] if joined else single:
             item = MultimodalDataItem(
                 modality=modality,
-                feature=patches[number],
-                offsets=[(start, stop - 1)],
+                feature=feature,
+                offsets=[(start, stop - 1) for start, stop in owned],
                 hash=len(items) + 1,
-                model_specific_data={f"{kind}_grid_thw": grids[number : number + 1]},
+                model_specific_data={f"{kind}_grid_thw": grid},
             )
             items.append(item)
-            embeddings[start:stop] = tower._encode([item], f"{kind}_grid_thw")
+            columns = torch.cat([torch.arange(start, stop) for start, stop in owned])
+            embeddings[columns] = tower._encode([item], f"{kind}_grid_thw")
         spans += found if kind == "video" else []
     mm_inputs = None
     positions, delta = hf.rope_index(directory, inputs)
@@ -100,7 +106,8 @@ def make(directory: Path, *parts: str | Path, generated: int = 0) -> Case:
     # SGLang replaces placeholders by a hash of their content, outside any vocabulary.
     held = ids[:-1].clone()
     for item in items:
-        held[item.offsets[0][0] : item.offsets[0][1] + 1] = 1_000_000 + item.hash
+        for first, last in item.offsets:
+            held[first : last + 1] = 1_000_000 + item.hash
     req = SimpleNamespace(
         origin_input_ids=held[:length].tolist(),
         full_untruncated_fill_ids=held.tolist(),
@@ -116,7 +123,7 @@ def make(directory: Path, *parts: str | Path, generated: int = 0) -> Case:
 
 def check(directory: Path, case: Case, kept: list[int] | None) -> None:
     model = hf.load_model(directory)
-    prompt = prompt_of(case.req, 256)
+    prompt = prompt_of(case.req, 256, Qwen25VL())
     filled = len(case.req.full_untruncated_fill_ids)
     with torch.no_grad():
         found = build_draft_prompt(
@@ -174,7 +181,7 @@ def test_kept_tokens_have_the_embeddings_and_positions_of_the_full_prompt(
     layouts: dict[str, list[str | Path]],
 ) -> None:
     case = make(vl_draft, *layouts[layout], generated=generated)
-    tokens = prompt_of(case.req, 256).video_tokens
+    tokens = prompt_of(case.req, 256, Qwen25VL()).video_tokens
     assert tokens > 10
     rng = np.random.default_rng(3)
     kept = sorted(rng.choice(tokens, size=round(share * tokens), replace=False).tolist())
@@ -186,6 +193,15 @@ def test_without_a_selection_everything_is_kept(
     layout: str, vl_draft: Path, layouts: dict[str, list[str | Path]]
 ) -> None:
     check(vl_draft, make(vl_draft, *layouts[layout]), None)
+
+
+@pytest.mark.parametrize("layout", ["two videos", "image, then video"])
+def test_videos_that_share_one_item_are_told_apart(
+    layout: str, vl_draft: Path, layouts: dict[str, list[str | Path]]
+) -> None:
+    case = make(vl_draft, *layouts[layout], joined=True)
+    tokens = prompt_of(case.req, 256, Qwen25VL()).video_tokens
+    check(vl_draft, case, list(range(0, tokens, 3)))
 
 
 def test_text_and_image_prompts_stay_whole(vl_draft: Path, image_paths: list[Path]) -> None:
@@ -201,7 +217,7 @@ def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
     with torch.no_grad():
         found = build_draft_prompt(
             req,
-            prompt_of(req, 256),
+            prompt_of(req, 256, TextOnly()),
             None,
             torch.tensor([7], dtype=torch.int32),
             family=TextOnly(),

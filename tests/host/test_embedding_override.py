@@ -34,7 +34,10 @@ def ask() -> torch.Tensor:
         input_embeds=None,
     )
     found: torch.Tensor = mm_utils.prepare_mm_inputs(
-        input_ids=torch.tensor([1, 3]), forward_batch=batch, language_model=language_model
+        input_ids=torch.tensor([1, 3]),
+        forward_batch=batch,
+        language_model=language_model,
+        kwargs={},
     )
     return found
 

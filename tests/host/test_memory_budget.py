@@ -69,7 +69,9 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     with unhooked(TARGET):
 
-        def resolve(*, server_args: Any, model_config: Any, spec_algorithm: Any, **_: Any) -> Any:
+        def resolve(
+            *, server_args: Any, model_config: Any, spec_algorithm: Any, is_draft_worker: bool
+        ) -> Any:
             # In place of SGLang's own, which needs a running scheduler's context.
             draft = None if spec_algorithm.name == "NONE" else model(2, 64)
             return SpecAuxHiddenStateConfig(eagle_draft_num_layers=12, draft_model_config=draft)
