@@ -51,6 +51,8 @@ def p_value(counts: Counter[int], expected: torch.Tensor) -> float:
         assert total - sum(found) <= 10 * max(rest, 1.0)
         scale = sum(found) / sum(wanted)
         wanted = [value * scale for value in wanted]
+    if len(found) == 1:
+        return 1.0
     return float(chisquare(found, wanted).pvalue)
 
 
