@@ -51,9 +51,11 @@ def register() -> None:
 
     algorithm.register()
     if activation.is_wanted():
-        from specvlm_sglang.cpu import attention
+        from specvlm_sglang.cpu import attention, threads
 
         attention.register()
+        # Ranks meet before any of them imports a model runner, hence before `init_backend`.
+        threads.install()
     apply_config()
 
 

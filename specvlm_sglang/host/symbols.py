@@ -50,6 +50,16 @@ declare(
 )
 
 declare(
+    "threads",
+    (
+        Symbol(
+            "sglang.srt.utils.numa_utils:init_threads_binding",
+            ("numa_index", "world_size"),
+        ),
+    ),
+)
+
+declare(
     "flags",
     (
         Symbol("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",)),

@@ -35,7 +35,7 @@ SHAPES = {"chain of 3, pages of 16": (*CHAIN, "--page-size", "16"), "tree of 16"
 
 # Words of one to three letters: a next token has many likely values, but not too many to count.
 VOCABULARY = 256
-SAMPLES = 6000
+SAMPLES = 5000
 SAMPLED_TOKENS = 5
 SMALLEST_EXPECTED = 5
 IMPROBABLE = 1e-4
