@@ -33,7 +33,7 @@ class VideoPrompt:
     video_grids
         ``(frames, rows, columns)`` of each video's tokens, None where it has no grid.
     query_start, query_stop
-        The query rows: tokens after the last video token, at most the last ``max_query_rows``
+        The query rows: tokens after the last video, at most the last ``max_query_rows``
         (SpecVLM, section 3; empty where the prompt ends with its video or has none).
     """
 
@@ -66,6 +66,7 @@ def find_video(
     video_spans: list[list[tuple[int, int]]],
     max_query_rows: int,
     grids: Sequence[Grid | None] | None = None,
+    trailing: int = 0,
 ) -> VideoPrompt:
     """Describe a prompt of ``length`` tokens.
 
@@ -80,6 +81,8 @@ def find_video(
         At most this many query rows, the newest.
     grids
         Of each video; by default none is known.
+    trailing
+        Tokens after the last video that belong to it and ask nothing.
 
     Raises
     ------
@@ -98,8 +101,9 @@ def find_video(
     ):
         raise ValueError(f"video_spans={video_spans} must ascend within the {length} prompt tokens")
     if not positions.size:
-        return VideoPrompt(length, positions, (), (), length, length)
-    first_row = max(int(positions[-1]) + 1, length - max_query_rows)
+        return unpruned(length)
+    first_row = min(int(positions[-1]) + 1 + trailing, length)
+    first_row = max(first_row, length - max_query_rows)
     return VideoPrompt(
         length,
         positions,
@@ -108,6 +112,11 @@ def find_video(
         first_row,
         length,
     )
+
+
+def unpruned(length: int) -> VideoPrompt:
+    """Return the `VideoPrompt` of a prompt of ``length`` tokens without any video."""
+    return VideoPrompt(length, np.empty(0, dtype=np.int64), (), (), length, length)
 
 
 def prompt_of(req: Any, max_query_rows: int, family: ModelFamily) -> VideoPrompt:
@@ -128,6 +137,7 @@ def prompt_of(req: Any, max_query_rows: int, family: ModelFamily) -> VideoPrompt
             [list(video.spans) for video in videos],
             max_query_rows,
             [video.grid for video in videos],
+            max(videos, key=lambda video: video.spans[-1]).trailing if videos else 0,
         )
         req.specvlm_prompt = cached
     return cached

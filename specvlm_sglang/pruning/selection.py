@@ -1,10 +1,8 @@
 """Which video tokens the draft keeps: the torch twin of ``reference.selection``.
 
 Runs on the scores' device and never waits for it: K is known on the host, and what Stage I keeps is
-a mask, never a length. Equal to the reference index for index on the same float32 scores; its
-docstring defines every policy. On CUDA a parallel scan adds the ranked scores in another order, so
-the length of Stage I may differ by one rank where a prefix lies within float64 rounding of the
-threshold.
+a mask, never a length. Equal to the reference index for index on the same float32 scores, on every
+device; its docstring defines every policy.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from specvlm_sglang.copies import to_device
 from specvlm_sglang.policies import NEED_GRID, NEED_SCORES, check_policy, check_retention
 
 Grid = tuple[int, int, int]
@@ -195,12 +194,22 @@ def _retain_top_p(
     scores: torch.Tensor, ranked: torch.Tensor, top_p: float, budget: int
 ) -> torch.Tensor:
     """Stage I as a mask ``[N]``: the fewest top-ranked tokens with ``top_p`` of the mass."""
-    mass = scores[ranked].double().cumsum(0)
-    before = torch.cat([mass.new_zeros(1), mass[:-1]])
-    # Rank r belongs to the smallest sufficient k when the mass of the ranks before it falls short.
-    needed = before < top_p * mass[-1]
-    needed &= torch.arange(scores.shape[0], device=scores.device) < budget
+    count = _stage_one_length(scores[ranked], top_p, budget)
+    needed = torch.arange(scores.shape[0], device=scores.device) < count
     return torch.zeros_like(needed).scatter(0, ranked, needed)
+
+
+def _stage_one_length(ranked_scores: torch.Tensor, top_p: float, budget: int) -> torch.Tensor:
+    """Number of ranks in Stage I, int64 scalar; the mass is added from left to right."""
+    if ranked_scores.is_cuda:
+        # Imported where it is needed: a CPU server never compiles a kernel.
+        from specvlm_sglang.pruning.triton_stage_one import stage_one_length
+
+        return stage_one_length(ranked_scores, top_p, budget)
+    mass = ranked_scores.double().cumsum(0)
+    before = torch.cat([mass.new_zeros(1), mass[:-1]])
+    # A rank belongs to the smallest sufficient k when the mass of those before it falls short.
+    return (before[:budget] < top_p * mass[-1]).sum()
 
 
 def _space_over(candidates: torch.Tensor, count: torch.Tensor, grid: Grid | None) -> torch.Tensor:
@@ -213,7 +222,7 @@ def _space_over(candidates: torch.Tensor, count: torch.Tensor, grid: Grid | None
     device = candidates.device
     order = None
     if grid is not None:
-        order = _to_device(_grid_order(grid), device)
+        order = to_device(_grid_order(grid), device)
         candidates = candidates[order]
     remaining = candidates.sum()
     steps = torch.arange(n, device=device)
@@ -240,10 +249,10 @@ def _without_scores(
     if policy == "uniform":
         return _evenly(n, budget, device)
     if policy == "random":
-        return _to_device(_permutation(n, seed), device)[:budget].sort().values
+        return to_device(_permutation(n, seed), device)[:budget].sort().values
     if grid is not None and policy == "uniform-grid":
         middles = (2 * torch.arange(budget, device=device) + 1) * n // (2 * budget)
-        return _to_device(_grid_order(grid), device)[middles].sort().values
+        return to_device(_grid_order(grid), device)[middles].sort().values
     if grid is not None and policy == "frames":
         frames, area = grid[0], grid[1] * grid[2]
         starts = _evenly(frames, -(-budget // area), device) * area
@@ -256,13 +265,6 @@ def _without_scores(
 def _evenly(length: int, count: int, device: torch.device) -> torch.Tensor:
     """``count`` evenly spaced indices below ``length``, the first and the last among them."""
     return torch.arange(count, device=device) * (length - 1) // max(count - 1, 1)
-
-
-def _to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        # A copy out of pageable memory would wait for everything queued on the stream.
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=32)

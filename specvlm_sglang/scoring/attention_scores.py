@@ -1,15 +1,18 @@
-"""Language-to-video attention scores from captured queries and the target's KV pool, in torch.
+"""Language-to-video attention scores from captured queries and the target's KV pool.
 
-Call `accumulate_layer_scores` for each layer and `mean_scores` once at the end. The simple sibling
-of a GPU kernel, and the form that CPU serving uses. Equal to ``reference.scoring`` up to float32
-rounding; never holds more than one block of rows x keys, and never waits for the device.
+Call `accumulate_layer_scores` for each layer and `mean_scores` once at the end. The device decides
+which implementation runs: `triton_scores` on CUDA, `torch_scores` elsewhere. Both equal
+``reference.scoring`` up to float32 rounding, neither holds all rows x keys at once, and neither
+waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
+
+from specvlm_sglang.scoring import torch_scores
 
 DEFAULT_KEY_BLOCK = 4096
 
@@ -28,9 +31,6 @@ def accumulate_layer_scores(
     key_block: int = DEFAULT_KEY_BLOCK,
 ) -> None:
     """Add one layer's attention to the video, summed over rows and heads.
-
-    A prompt of at most ``key_block`` tokens takes one pass. A longer one takes two: the first finds
-    each row's log-sum-exp over all the keys that it sees, the second reads the video's keys again.
 
     Parameters
     ----------
@@ -55,7 +55,8 @@ def accumulate_layer_scores(
     key_scale
         What stored keys must be multiplied by (quantised KV caches, ``RadixAttention.k_scale``).
     key_block
-        Keys of one block, at least 1: the peak is about ``rows * heads * key_block`` floats.
+        Keys of one block of the torch version, at least 1: its peak is about
+        ``rows * heads * key_block`` floats.
 
     Raises
     ------
@@ -68,20 +69,18 @@ def accumulate_layer_scores(
             raise ValueError(f"{name}={value} must be positive and finite")
     if key_block < 1:
         raise ValueError(f"key_block={key_block} must be at least 1")
-    rows, length = queries.shape[0], slots.shape[0]
-    if rows == 0 or video_positions.shape[0] == 0:
+    if queries.shape[0] == 0 or video_positions.shape[0] == 0:
         return
-    layer = _Layer(queries, key_buffer, slots, query_positions, scale * key_scale, logit_cap)
-    if length <= key_block:
-        weights = layer.logits(torch.arange(length, device=slots.device))
-        weights = weights.sub_(weights.amax(dim=-1, keepdim=True)).exp_()
-        weights /= weights.sum(dim=-1, keepdim=True)
-        total += weights.sum(dim=(0, 1, 2))[video_positions]
-        return
-    log_sums = _row_log_sums(layer, length, key_block)
-    for first, stop in _blocks(video_positions.shape[0], key_block):
-        logits = layer.logits(video_positions[first:stop])
-        total[first:stop] += logits.sub_(log_sums).exp_().sum(dim=(0, 1, 2))
+    tensors = (total, queries, key_buffer, slots, query_positions, video_positions)
+    logit_scale = scale * key_scale
+    if total.is_cuda:
+        # Imported where it is needed: a CPU server never compiles a kernel.
+        from specvlm_sglang.scoring import triton_scores
+
+        if triton_scores.supports(queries, key_buffer):
+            triton_scores.add_layer_scores(*tensors, logit_scale, logit_cap)
+            return
+    torch_scores.add_layer_scores(*tensors, logit_scale, logit_cap, key_block)
 
 
 def mean_scores(
@@ -124,60 +123,6 @@ def mean_scores(
     return total / max(layers * rows * heads, 1)
 
 
-class _Layer:
-    """One layer's queries beside its paged keys, and the logits of any of its positions."""
-
-    def __init__(
-        self,
-        queries: torch.Tensor,
-        key_buffer: torch.Tensor,
-        slots: torch.Tensor,
-        query_positions: torch.Tensor,
-        scale: float,
-        logit_cap: float | None,
-    ) -> None:
-        self.rows, heads, head_dim = queries.shape
-        self.kv_heads = key_buffer.shape[1]
-        self.group = heads // self.kv_heads
-        # The heads of a KV group become rows, so that keys are never expanded.
-        grouped = queries.float().view(self.rows, self.kv_heads, self.group, head_dim)
-        self.queries = grouped.permute(1, 2, 0, 3).reshape(self.kv_heads, -1, head_dim)
-        self.key_buffer = key_buffer
-        self.slots = slots
-        self.row_positions = query_positions[:, None]
-        self.scale = scale
-        self.logit_cap = logit_cap
-
-    def logits(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``[kv_heads, group, rows, keys]``, -inf where a row does not see a key."""
-        keys = self.key_buffer[self.slots[positions]].float().permute(1, 2, 0)
-        # Scaled on the way out: scaled queries would lose bits where products are in TF32.
-        logits = torch.baddbmm(keys.new_zeros(1), self.queries, keys, beta=0, alpha=self.scale)
-        if self.logit_cap is not None:
-            logits.div_(self.logit_cap).tanh_().mul_(self.logit_cap)
-        logits = logits.view(self.kv_heads, self.group, self.rows, -1)
-        return logits.masked_fill_(positions > self.row_positions, -torch.inf)
-
-
-def _row_log_sums(layer: _Layer, length: int, key_block: int) -> torch.Tensor:
-    """Log-sum-exp of each row over the keys it sees: ``[kv_heads, group, rows, 1]``."""
-    shape = (layer.kv_heads, layer.group, layer.rows, 1)
-    maxima = layer.queries.new_full(shape, -torch.inf)
-    sums = layer.queries.new_zeros(shape)
-    for first, stop in _blocks(length, key_block):
-        logits = layer.logits(torch.arange(first, stop, device=layer.slots.device))
-        # Every row sees key 0, so from the first block on this is finite.
-        larger = torch.maximum(maxima, logits.amax(dim=-1, keepdim=True))
-        sums = sums * (maxima - larger).exp_() + logits.sub_(larger).exp_().sum(-1, keepdim=True)
-        maxima = larger
-    return maxima + sums.log()
-
-
-def _blocks(size: int, block: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, size, block):
-        yield first, min(first + block, size)
-
-
 def _check_shapes(
     total: torch.Tensor,
     queries: torch.Tensor,
@@ -185,6 +130,11 @@ def _check_shapes(
     query_positions: torch.Tensor,
     video_positions: torch.Tensor,
 ) -> None:
+    if key_buffer.dim() != 3:
+        raise ValueError(
+            f"key_buffer of shape {list(key_buffer.shape)} must be [slots, kv_heads, head_dim]; "
+            "other layouts of the KV cache (SGLANG_USE_HND_KVCACHE) are not supported"
+        )
     rows, heads, head_dim = queries.shape
     _, kv_heads, key_dim = key_buffer.shape
     if heads < 1 or heads % kv_heads:
