@@ -39,7 +39,8 @@ def prompt_ids(length: int, seed: int) -> list[int]:
 
 
 def decode_seconds(server: Server, prompt: list[int], new_tokens: int) -> float:
-    """Seconds per token after the first, from one streamed-like pair of requests."""
+    """Seconds per token after the first: a long answer less a short one, both on a cached prompt."""
+    server.generate(prompt, max_new_tokens=1)
     whole = timed(lambda: server.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True))
     first = timed(lambda: server.generate(prompt, max_new_tokens=1, ignore_eos=True))
     return (whole - first) / (new_tokens - 1)

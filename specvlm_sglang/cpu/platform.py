@@ -81,8 +81,10 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         server_args.disable_overlap_schedule = True
 
     def init_backend(self) -> None:
-        """Install the torch kernels and the vision attention, once per worker process."""
-        from specvlm_sglang.cpu import kernels, vision_attention
+        """Install the torch kernels, packed weights and the vision attention, once per worker."""
+        from specvlm_sglang.cpu import kernels, linear, unpadded, vision_attention
 
         kernels.install()
+        linear.install()
+        unpadded.install()
         vision_attention.install()
