@@ -74,6 +74,7 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )
 _UNSUPPORTED_ENVIRONMENT = (
+    "SGLANG_USE_HND_KVCACHE",
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
     "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
 )
@@ -128,7 +129,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         """
         from specvlm_sglang.host import frontend_video, request_validation
 
-        SpecVLMConfig.from_environment()
+        config = SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)
         request_validation.install()
         frontend_video.install()
@@ -138,6 +139,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
             server_args.speculative_draft_model_path,
             tokenizer=server_args.tokenizer_path,
             trust_remote_code=server_args.trust_remote_code,
+            positions=config.positions,
         )
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS

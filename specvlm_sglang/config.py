@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+POSITIONS = ("contiguous", "original")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 # Share of the target's tokens that is assumed to be text: questions, answers, requests without
@@ -41,6 +42,10 @@ class SpecVLMConfig:
         full-attention blocks attend within each temporal grid, and M-RoPE gets the clip's true
         seconds per grid. SGLang 0.5.23 does neither; off by default, because installing a plugin
         must not change anybody's answers.
+    positions
+        How a draft with one-dimensional positions numbers its pruned prompt: ``contiguous`` from 0
+        (the paper's authors), or ``original``, as in the full prompt. None is contiguous for
+        these; families with M-RoPE always keep the original ids.
     """
 
     retention: float = 0.1
@@ -49,6 +54,7 @@ class SpecVLMConfig:
     max_query_rows: int = 256
     draft_kv_tokens: int | None = None
     exact_vision: bool = False
+    positions: str | None = None
 
     def __post_init__(self) -> None:
         from specvlm_sglang.policies import check_policy, check_retention
@@ -62,6 +68,10 @@ class SpecVLMConfig:
         if self.draft_kv_tokens is not None and self.draft_kv_tokens < 2:
             raise ValueError(
                 f"{_flag('draft_kv_tokens')}={self.draft_kv_tokens} must be at least 2"
+            )
+        if self.positions not in (None, *POSITIONS):
+            raise ValueError(
+                f"{_flag('positions')}={self.positions!r} must be one of {', '.join(POSITIONS)}"
             )
 
     @classmethod
@@ -149,6 +159,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "max_query_rows": _integer,
     "draft_kv_tokens": _integer,
     "exact_vision": _switch,
+    "positions": str,
 }
 
 
@@ -193,6 +204,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="Compute Qwen2.5-VL video features and M-RoPE times as transformers does (SGLang "
         "0.5.23 differs when a video has several temporal grids).",
+    )
+    group.add_argument(
+        "--specvlm-positions",
+        choices=POSITIONS,
+        help="How a draft with one-dimensional positions (LLaVA-OneVision) numbers its pruned "
+        "prompt. Default: contiguous. Models with M-RoPE always keep the original ids.",
     )
 
 

@@ -6,15 +6,28 @@ from functools import lru_cache
 from typing import Any
 
 from specvlm_sglang.models import family_of
+from specvlm_sglang.models.llava_onevision import LMMS_LAB_ARCHITECTURE, converted_checkpoint
 
 # What the prompt's visual tokens depend on: the processor of the target lays them out for both.
-_GEOMETRY = ("patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second")
+_GEOMETRY = (
+    "patch_size",
+    "image_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "tokens_per_second",
+)
+_TILING = ("image_grid_pinpoints", "vision_aspect_ratio", "vision_feature_select_strategy")
 _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @lru_cache(maxsize=4)
 def check_pair(
-    target: str, draft: str, *, tokenizer: str | None = None, trust_remote_code: bool = False
+    target: str,
+    draft: str,
+    *,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+    positions: str | None = None,
 ) -> None:
     """Raise unless ``draft`` reads the same tokens and the same video layout as ``target``.
 
@@ -26,15 +39,20 @@ def check_pair(
         The target's tokenizer where it is not in ``target`` (``--tokenizer-path``).
     trust_remote_code
         As SGLang's ``--trust-remote-code``.
+    positions
+        ``--specvlm-positions``.
 
     Raises
     ------
     ValueError
-        A family that is not served, two families, another vision geometry, or another
-        vocabulary; the message names the difference and both models.
+        A family that is not served, two families, another vision geometry, another vocabulary,
+        or positions that the family does not have; the message names the difference and both
+        models.
     """
     from transformers import AutoConfig
 
+    for path in (target, draft):
+        _refuse_lmms_lab(path)
     configs = [
         AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         for path in (target, draft)
@@ -46,12 +64,29 @@ def check_pair(
             f"{families[0].name} model: --speculative-draft-model-path must name one of the "
             "target's family"
         )
+    if positions == "contiguous" and families[0].mrope:
+        raise ValueError(
+            f"--specvlm-positions=contiguous does not work with {families[0].name}: its M-RoPE "
+            "positions say where and when a token is, so kept tokens keep theirs"
+        )
     for name in _GEOMETRY:
         towers = [getattr(config, "vision_config", None) for config in configs]
         _same(name, towers[0], towers[1], target, draft)
-    for name in _TOKEN_IDS:
+    for name in (*_TILING, *_TOKEN_IDS):
         _same(name, configs[0], configs[1], target, draft)
     _check_vocabulary(tokenizer or target, draft, trust_remote_code)
+
+
+def _refuse_lmms_lab(path: str) -> None:
+    """Name the Hugging Face form of a checkpoint in lmms-lab's own format."""
+    from transformers import PreTrainedConfig
+
+    content, _ = PreTrainedConfig.get_config_dict(path)
+    if LMMS_LAB_ARCHITECTURE in (content.get("architectures") or []):
+        raise ValueError(
+            f"SPECVLM does not serve {path}: {LMMS_LAB_ARCHITECTURE} is lmms-lab's own format. Use "
+            f"its Hugging Face form {converted_checkpoint(path, content.get('hidden_size'))}"
+        )
 
 
 def _same(name: str, target_config: Any, draft_config: Any, target: str, draft: str) -> None:

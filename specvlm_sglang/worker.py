@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream,
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import min_p, scheduler_hooks
 from specvlm_sglang.models import family_of
 from specvlm_sglang.observability import POOL_FULL, Observer, RequestReport
-from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of
+from specvlm_sglang.phases import PhaseClock
+from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
 from specvlm_sglang.pruning.selection import (
+    Selection,
     select_per_video,
     select_video_tokens,
     video_token_budget,
@@ -59,8 +63,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
         )
         rank_zero = get_parallel().tp_rank == 0
         self.observer = Observer(prometheus=server_args.enable_metrics and rank_zero)
+        self.phases = PhaseClock(self.device)
         self._draft_worker = SpecVLMDraftWorker(server_args, gpu_id, nccl_port, target_worker)
+        self._draft_worker.time_phases(self.phases)
         self._draft_worker.on_cold = self.observer.went_cold
+        if self.config.positions == "original" and not self._draft_worker.family.mrope:
+            self._draft_worker.number_as_full_prompt()
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.adaptive_controller = None
         self.capture = QueryCapture()
@@ -137,11 +145,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "draft_kv_tokens_in_use": kv.slots_in_use,
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.capture.skipped_layers),
+            "phases": self.phases.as_dict(),
         }
 
     def verify(self, batch: Any, pp_proxy_tensors: Any = None, grammar_barrier: Any = None) -> Any:
         """SGLang's verification, with the one sampling parameter that it leaves out."""
-        with min_p.applied(batch.sampling_info):
+        with self.phases("verify"), min_p.applied(batch.sampling_info):
             return super().verify(
                 batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier
             )
@@ -158,9 +167,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Target prefill with capture, then for each completed prompt: score, select, draft."""
         self._arm_capture(batch)
         try:
-            output = self.target_worker.forward_batch_generation(
-                batch, pp_proxy_tensors=pp_proxy_tensors
-            )
+            with self.phases("target_prefill"):
+                output = self.target_worker.forward_batch_generation(
+                    batch, pp_proxy_tensors=pp_proxy_tensors
+                )
         finally:
             self.capture.disarm()
         output.new_seq_lens = batch.seq_lens
@@ -170,10 +180,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
             draft_tp_context(self.draft_worker.parallel_layout),
             spec_stage_span("draft_extend"),
         ):
-            prompts = self._draft_prompts(batch, output)
-            output.next_draft_input = self.draft_worker.prefill(
-                batch, prompts, output.next_token_ids
-            )
+            reports = [self._report(req) for req in batch.reqs]
+            prompts = self._draft_prompts(batch, output, reports)
+            output.next_draft_input = self._draft_prefill(batch, output, prompts, reports)
+        self._publish(output, reports)
         kv = self.draft_worker.kv
         self.observer.draft_kv(kv.slots_in_use, kv.capacity)
         return output
@@ -195,7 +205,14 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.capture.arm(plan)
 
     def _prompt(self, req: Any) -> VideoPrompt:
-        return prompt_of(req, self.config.max_query_rows, self.target_family)
+        try:
+            return prompt_of(req, self.config.max_query_rows, self.target_family)
+        except ValueError as error:
+            # A processor's mistake must not stop the scheduler; the target answers as always.
+            req.specvlm_no_draft = str(error)
+            prompt = unpruned(len(req.origin_input_ids))
+            req.specvlm_prompt = prompt
+            return prompt
 
     def _options(self, req: Any) -> RequestOptions:
         return options_of(req, self.config)
@@ -214,41 +231,72 @@ class SpecVLMWorker(StandaloneWorkerV2):
     def _reads_scores(self, req: Any, prompt: VideoPrompt) -> bool:
         return self._options(req).needs_scores and self._kept(req, prompt) < prompt.video_tokens
 
-    def _draft_prompts(self, batch: Any, output: Any) -> list[tuple[int, DraftPrompt]]:
+    def _report(self, req: Any) -> RequestReport | None:
+        """What will be reported of ``req``; None in the middle of a chunked prefill."""
+        if req.extend_end != len(req.full_untruncated_fill_ids):
+            return None
+        prompt = self._prompt(req)
+        return RequestReport(
+            prompt.video_tokens, self._kept(req, prompt), self._options(req).policy
+        )
+
+    def _draft_prompts(
+        self, batch: Any, output: Any, reports: Sequence[RequestReport | None]
+    ) -> list[tuple[int, DraftPrompt]]:
         """Draft prompts of the requests whose target prefill is complete and that got room."""
         prompts = []
-        reports: list[dict[str, Any] | None] = [None] * len(batch.reqs)
-        for index, req in enumerate(batch.reqs):
-            if req.extend_end != len(req.full_untruncated_fill_ids):
+        for index, (req, report) in enumerate(zip(batch.reqs, reports, strict=True)):
+            if report is None:
                 continue
-            prompt = self._prompt(req)
-            report = RequestReport(
-                prompt.video_tokens, self._kept(req, prompt), self._options(req).policy
-            )
             newest_token = output.next_token_ids[index : index + 1]
             try:
-                draft_prompt = self._draft_prompt(req, prompt, newest_token, report)
+                draft_prompt = self._draft_prompt(req, self._prompt(req), newest_token, report)
             except Exception as error:
-                # The draft is only an accelerator: the request goes on without it.
-                logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
-                self.draft_worker.kv.free(req.kv.req_pool_idx)
-                report.cold = str(error)
+                self._go_cold(req, report, error)
             else:
                 if draft_prompt is not None:
                     prompts.append((index, draft_prompt))
             req.specvlm_rows = CapturedRows()
-            self.observer.finished_prefill(report)
-            reports[index] = report.as_dict()
+        return prompts
+
+    def _draft_prefill(
+        self,
+        batch: Any,
+        output: Any,
+        prompts: list[tuple[int, DraftPrompt]],
+        reports: Sequence[RequestReport | None],
+    ) -> Any:
+        """Prefill the draft; where that fails, its requests go on without it."""
+        try:
+            return self.draft_worker.prefill(batch, prompts, output.next_token_ids)
+        except Exception as error:
+            for index, _ in prompts:
+                self._go_cold(batch.reqs[index], reports[index], error)
+            return self.draft_worker.prefill(batch, [], output.next_token_ids)
+
+    def _go_cold(self, req: Any, report: RequestReport | None, error: Exception) -> None:
+        """The draft is only an accelerator: the request goes on without it."""
+        logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
+        self.draft_worker.kv.free(req.kv.req_pool_idx)
+        if report is not None:
+            report.cold = str(error) or type(error).__name__
+
+    def _publish(self, output: Any, reports: Sequence[RequestReport | None]) -> None:
+        """Count the reports and put them into the responses' ``meta_info``."""
+        for report in reports:
+            if report is not None:
+                self.observer.finished_prefill(report)
         if output.logits_output is not None and any(reports):
             info = dict(output.logits_output.customized_info or {})
-            info["specvlm"] = reports
+            info["specvlm"] = [None if report is None else report.as_dict() for report in reports]
             output.logits_output.customized_info = info
-        return prompts
 
     def _draft_prompt(
         self, req: Any, prompt: VideoPrompt, newest_token: torch.Tensor, report: RequestReport
     ) -> DraftPrompt | None:
         """Return one request's draft prompt; None where the draft's cache has no room for it."""
+        if getattr(req, "specvlm_no_draft", None):
+            raise ValueError(req.specvlm_no_draft)
         draft = self.draft_worker
         filled = len(req.full_untruncated_fill_ids)
         length = draft_length(prompt, filled, report.kept_video_tokens)
@@ -263,6 +311,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             family=draft.family,
             features=draft.features,
             embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+            original_positions=draft.original_positions,
         )
 
     def _select(self, req: Any, prompt: VideoPrompt, report: RequestReport) -> torch.Tensor | None:
@@ -272,18 +321,33 @@ class SpecVLMWorker(StandaloneWorkerV2):
         options = self._options(req)
         if options.needs_scores and prompt.query_rows:
             started = time.perf_counter()
-            scores = self._scores(req, prompt)
+            with self.phases("scoring"):
+                scores = self._scores(req, prompt)
             report.scoring_seconds = time.perf_counter() - started
         else:
             scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
             if options.needs_scores:
                 report.fallback = "no text after the video"
+        with self.phases("selection"):
+            selection = self._selection(prompt, options, scores)
+        # On a GPU the answer would have to be waited for; there such a fallback goes unreported.
+        if report.fallback is None and self.device == "cpu" and bool(selection.fallback):
+            report.fallback = "the scores hold no attention to the video"
+        parallel = get_parallel()
+        if parallel.tp_size > 1:
+            # Scores may differ in their last bit between ranks; the draft's shards must not part.
+            parallel.tp_group.broadcast(selection.indices, src=0)
+        return selection.indices
+
+    def _selection(
+        self, prompt: VideoPrompt, options: RequestOptions, scores: torch.Tensor
+    ) -> Selection:
         grids = prompt.video_grids if options.needs_grid else None
         if grids is not None and None in grids:
             raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
         if grids is not None and len(grids) > 1:
             # A grid describes one video: each gets a budget of its own.
-            selection = select_per_video(
+            return select_per_video(
                 scores,
                 prompt.video_lengths,
                 retention=options.retention,
@@ -291,18 +355,13 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 policy=options.policy,
                 grids=grids,
             )
-        else:
-            selection = select_video_tokens(
-                scores,
-                retention=options.retention,
-                top_p=self.config.top_p,
-                policy=options.policy,
-                grid=None if grids is None else grids[0],
-            )
-        # On a GPU the answer would have to be waited for; there such a fallback goes unreported.
-        if report.fallback is None and self.device == "cpu" and bool(selection.fallback):
-            report.fallback = "the scores hold no attention to the video"
-        return selection.indices
+        return select_video_tokens(
+            scores,
+            retention=options.retention,
+            top_p=self.config.top_p,
+            policy=options.policy,
+            grid=None if grids is None else grids[0],
+        )
 
     def _scores(self, req: Any, prompt: VideoPrompt) -> torch.Tensor:
         """Mean attention of the query rows to each video token, float32 ``[N]``."""
@@ -313,7 +372,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         runner = self._target_worker.model_runner
         slots = runner.req_to_token_pool.req_to_token[req.kv.req_pool_idx, : prompt.length].long()
         query_positions = torch.arange(prompt.query_start, prompt.query_stop, device=self.device)
-        video_positions = torch.from_numpy(prompt.video_positions).to(self.device)
+        video_positions = to_device(torch.from_numpy(prompt.video_positions), self.device)
         heads = 0
         for layer_id, chunks in rows.queries.items():
             facts = self.capture.layers[layer_id]

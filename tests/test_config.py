@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from specvlm_sglang.config import SpecVLMConfig, add_flags, export_flags
 from specvlm_sglang.policies import POLICIES
 
-FIELDS = ("retention", "top_p", "policy", "max_query_rows", "draft_kv_tokens", "exact_vision")
+FIELDS = (
+    "retention",
+    "top_p",
+    "policy",
+    "max_query_rows",
+    "draft_kv_tokens",
+    "exact_vision",
+    "positions",
+)
 VARIABLES = tuple(f"SPECVLM_{name.upper()}" for name in FIELDS)
 
 
@@ -103,6 +111,7 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "--specvlm-max-query-rows=32",
         "--specvlm-draft-kv-tokens=512",
         "--specvlm-exact-vision",
+        "--specvlm-positions=original",
     )
     export_flags(arguments)
     assert [os.environ[variable] for variable in VARIABLES] == [
@@ -112,8 +121,11 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "32",
         "512",
         "1",
+        "original",
     ]
-    assert SpecVLMConfig.from_environment() == SpecVLMConfig(0.2, 0.5, "uniform", 32, 512, True)
+    assert SpecVLMConfig.from_environment() == SpecVLMConfig(
+        0.2, 0.5, "uniform", 32, 512, True, "original"
+    )
 
 
 def test_a_flag_wins_over_its_variable_and_leaves_the_others_alone(

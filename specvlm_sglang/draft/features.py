@@ -7,11 +7,13 @@ features: of another width, or of the same width and wrong. The draft has its ow
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from specvlm_sglang.models import ModelFamily
+from specvlm_sglang.phases import PhaseClock
 
 DEFAULT_CACHE_BYTES = 256 << 20
 
@@ -36,6 +38,7 @@ class DraftFeatures:
         self._family = family
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self.phases: PhaseClock | None = None
         self.bytes_in_use = 0
         self.hits = 0
         self.misses = 0
@@ -57,7 +60,8 @@ class DraftFeatures:
         self.misses += 1
         if item.feature is None:
             raise ValueError("the item has no pixels, only embeddings of the target")
-        with torch.no_grad():
+        timed = nullcontext() if self.phases is None else self.phases("draft_vision")
+        with torch.no_grad(), timed:
             features = self._family.encode(self._model, item)
         placeholders = sum(last - first + 1 for first, last in item.offsets)
         if features.shape[0] != placeholders:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.models import ModelFamily
 from specvlm_sglang.pruning.prompt import VideoPrompt
@@ -25,11 +26,15 @@ class DraftPrompt:
         int64 ``[tokens]``; placeholders of images and videos read 0.
     mrope_positions
         int64 ``[3, tokens]`` of the full prompt's numbering; None for 1-D positions.
+    positions
+        int64 ``[tokens]`` of the full prompt's numbering; None where they are contiguous or
+        M-RoPE ids.
     """
 
     embeddings: torch.Tensor
     input_ids: torch.Tensor
     mrope_positions: torch.Tensor | None
+    positions: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -62,6 +67,7 @@ def build_draft_prompt(
     family: ModelFamily,
     features: DraftFeatures,
     embed_tokens: Any,
+    original_positions: bool = False,
 ) -> DraftPrompt:
     """Gather the kept tokens of one request; no host sync.
 
@@ -77,6 +83,8 @@ def build_draft_prompt(
         ``[1]``, the token that the target sampled.
     family, features, embed_tokens
         The draft's adapter, its vision features, its token embedding.
+    original_positions
+        Number 1-D positions as in the full prompt instead of contiguously.
     """
     device = newest_token.device
     filled = len(req.full_untruncated_fill_ids)
@@ -94,15 +102,18 @@ def build_draft_prompt(
             feature_row[first : last + 1] = np.arange(rows, rows + count)
             rows += count
     ids[torch.from_numpy(feature_row) >= 0] = 0
-    kept_ids = torch.cat([ids.to(device)[kept], newest_token.long()])
+    kept_ids = torch.cat([to_device(ids, device)[kept], newest_token.long()])
     embeddings = embed_tokens(kept_ids)
     if encoded:
-        source = torch.from_numpy(feature_row).to(device)[kept]
+        source = to_device(torch.from_numpy(feature_row), device)[kept]
         visual = torch.cat(encoded).to(embeddings.dtype)[source.clamp(min=0)]
         embeddings[:-1] = torch.where((source >= 0)[:, None], visual, embeddings[:-1])
     positions = family.prompt_positions(req.multimodal_inputs, filled + 1, device)
     if positions is not None:
         positions = torch.cat([positions[:, :-1][:, kept], positions[:, -1:]], dim=1)
+    elif original_positions:
+        places = torch.cat([kept, kept.new_full((1,), filled)])
+        return DraftPrompt(embeddings, kept_ids, None, places)
     return DraftPrompt(embeddings, kept_ids, positions)
 
 
@@ -114,6 +125,6 @@ def _kept_positions(
 ) -> torch.Tensor:
     if kept_video_indices is None:
         return torch.arange(filled, device=device)
-    text = torch.from_numpy(prompt.text_positions(filled)).to(device)
-    video = torch.from_numpy(prompt.video_positions).to(device)[kept_video_indices]
+    text = to_device(torch.from_numpy(prompt.text_positions(filled)), device)
+    video = to_device(torch.from_numpy(prompt.video_positions), device)[kept_video_indices]
     return torch.cat([text, video]).sort().values

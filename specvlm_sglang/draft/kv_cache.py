@@ -144,6 +144,11 @@ class DraftKVCache:
         lengths = target_lengths.long() + torch.tensor(offsets, dtype=torch.int64)
         return torch.where(torch.tensor([self._warm[row] for row in rows]), lengths, 1)
 
+    def missing(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the prompt tokens that the draft of each row never saw, int64, on the device."""
+        rows = rows.long()
+        return torch.where(self.warm[rows], 1 - self.offsets[rows], 0)
+
     @contextmanager
     def as_seen_by_draft(self, batch: Any) -> Iterator[None]:
         """Show ``batch`` with the draft's lengths and positions; the target's return at the end.

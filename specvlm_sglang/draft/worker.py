@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ from sglang.srt.speculative.spec_utils import renorm_draft_probs
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 from sglang.srt.utils.common import fast_topk
 
+from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import DraftPrompt
 from specvlm_sglang.draft.kv_cache import DraftKVCache
-from specvlm_sglang.host import embedding_override
+from specvlm_sglang.host import draft_positions, embedding_override
 from specvlm_sglang.models import ModelFamily, family_of
+from specvlm_sglang.phases import PhaseClock
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +44,29 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
     kv: DraftKVCache
     features: DraftFeatures
     family: ModelFamily
+    phases: PhaseClock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         embedding_override.install()
         self.family = family_of(self.draft_runner.model_config.hf_config.architectures)
         self.features = DraftFeatures(self.draft_runner.model, self.family)
+        self.original_positions = False
+        """Number 1-D positions as the full prompt does (``--specvlm-positions original``)."""
         self._match_vocabulary()
         self.draft_kv_tokens: int | None = None
         self.on_cold: Callable[[int], None] = lambda requests: None
         """Told how many requests lost their draft KV while running."""
+
+    def time_phases(self, phases: PhaseClock) -> None:
+        """Count the draft's work on this clock."""
+        self.phases = phases
+        self.features.phases = phases
+
+    def number_as_full_prompt(self) -> None:
+        """Give the draft's tokens the 1-D positions that they have in the full prompt."""
+        draft_positions.install()
+        self.original_positions = True
 
     def _match_vocabulary(self) -> None:
         """Draft only tokens that the target has: padded vocabularies differ within a family."""
@@ -114,10 +130,11 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         topk_p = torch.zeros((size, self.topk), dtype=torch.float32, device=self.device)
         topk_index = torch.zeros((size, self.topk), dtype=torch.int64, device=self.device)
         if prompts:
-            logits = self._forward_prompts(batch, prompts)
+            with self.phases("draft_prefill"):
+                logits = self._forward_prompts(batch, prompts)
             probabilities = renorm_draft_probs(logits, batch.sampling_info, False)
             best_p, best_index = fast_topk(probabilities, self.topk, dim=-1)
-            indices = torch.tensor([index for index, _ in prompts], device=self.device)
+            indices = to_device(torch.tensor([index for index, _ in prompts]), self.device)
             topk_p[indices] = best_p
             topk_index[indices] = best_index
         return EagleDraftInput(
@@ -135,11 +152,11 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         view.reqs = [batch.reqs[index] for index, _ in prompts]
         rows = [req.kv.req_pool_idx for req in view.reqs]
         lengths = [prompt.tokens for _, prompt in prompts]
-        view.req_pool_indices = torch.tensor(
-            rows, dtype=batch.req_pool_indices.dtype, device=self.device
+        view.req_pool_indices = to_device(
+            torch.tensor(rows, dtype=batch.req_pool_indices.dtype), self.device
         )
         view.seq_lens_cpu = torch.tensor(lengths, dtype=torch.int64)
-        view.seq_lens = view.seq_lens_cpu.to(self.device)
+        view.seq_lens = to_device(view.seq_lens_cpu, self.device)
         view.orig_seq_lens = view.seq_lens.to(torch.int32)
         view.seq_lens_sum = sum(lengths)
         view.prefix_lens = [0] * len(lengths)
@@ -170,6 +187,9 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         ]
         if positions:
             forward_batch.mrope_positions = torch.cat(positions, dim=1)
+        places = [prompt.positions for _, prompt in prompts if prompt.positions is not None]
+        if places:
+            forward_batch.positions = torch.cat(places)
         embeddings = torch.cat([prompt.embeddings for _, prompt in prompts])
         with embedding_override.embeddings_for_next_forward(embeddings):
             output = self.draft_runner.forward(forward_batch).logits_output
@@ -178,9 +198,13 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def draft(self, batch: Any, *, with_topology: bool = False) -> Any:
         """Draft a chain or tree on the draft's lengths; returns the target's verify input."""
+        with self.phases("draft"):
+            return self._draft(batch)
+
+    def _draft(self, batch: Any) -> Any:
         draft_input = batch.spec_info
         self._reserve(batch)
-        with self.kv.as_seen_by_draft(batch):
+        with self.kv.as_seen_by_draft(batch), self._numbered(batch):
             forward_batch, can_run_graph, _ = prepare_for_draft(
                 draft_input,
                 self.kv.req_to_token_pool,
@@ -216,6 +240,11 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             device=self.device,
         )
 
+    def _numbered(self, batch: Any) -> AbstractContextManager[None]:
+        if not self.original_positions:
+            return nullcontext()
+        return draft_positions.shifted(self.kv.missing(batch.req_pool_indices))
+
     def _reserve(self, batch: Any) -> None:
         rows = [req.kv.req_pool_idx for req in batch.reqs]
         lengths = [req.kv.kv_allocated_len + self._branch_headroom for req in batch.reqs]
@@ -227,7 +256,11 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None
     ) -> None:
         """Process the accepted tokens with the draft, on its own slots and lengths."""
-        with self.kv.as_seen_by_draft(batch):
+        with (
+            self.phases("draft_extend"),
+            self.kv.as_seen_by_draft(batch),
+            self._numbered(batch),
+        ):
             if not batch.forward_mode.is_idle():
                 batch.out_cache_loc = assign_extend_cache_locs_uniform_func(
                     batch.req_pool_indices,

@@ -102,9 +102,10 @@ def mismatches(room: str | None = None) -> list[str]:
 
 def _refusal(found: str | None, wrong: Iterable[str]) -> str:
     lines = [
-        f"specvlm-sglang works with SGLang {SGLANG_VERSION}; found {found or 'no SGLang'}.",
+        f"specvlm-sglang works with SGLang {SGLANG_VERSION}; found {found or 'no SGLang'}, "
+        f"{'with other contents' if found == SGLANG_VERSION else 'so nothing was installed'}.",
         *(f"  - {line}" for line in wrong),
-        f"Nothing of specvlm-sglang was installed. Fix: pip install 'sglang=={SGLANG_VERSION}'",
+        f"Fix: pip install 'sglang=={SGLANG_VERSION}'",
     ]
     return "\n".join(lines)
 

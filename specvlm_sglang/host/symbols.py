@@ -50,11 +50,38 @@ declare(
 )
 
 declare(
+    "linear",
+    (
+        Symbol(
+            "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod.apply",
+            ("layer", "x", "bias"),
+        ),
+        Symbol(
+            "sglang.srt.layers.quantization.unquant:"
+            "UnquantizedLinearMethod.process_weights_after_loading",
+            ("layer",),
+        ),
+        Symbol("sglang.srt.layers.linear:ColumnParallelLinear"),
+        Symbol("sglang.srt.layers.linear:RowParallelLinear"),
+    ),
+)
+
+declare(
     "threads",
     (
         Symbol(
             "sglang.srt.utils.numa_utils:init_threads_binding",
             ("numa_index", "world_size"),
+        ),
+    ),
+)
+
+declare(
+    "unpadded weights",
+    (
+        Symbol(
+            "sglang.srt.configs.update_config:adjust_config_with_unaligned_cpu_tp",
+            ("model_config", "load_config", "tp_size"),
         ),
     ),
 )
@@ -246,5 +273,73 @@ declare(
             ("image_data", "input_text", "request_obj"),
         ),
         Symbol("sglang.lang.interpreter:encode_video_base64", ("video_path", "num_frames")),
+    ),
+)
+
+_PROCESSOR = "sglang.srt.multimodal.processors.base_processor"
+
+declare(
+    "llava onevision tables",
+    (
+        Symbol("sglang.srt.configs.model_config:multimodal_model_archs"),
+        Symbol("sglang.srt.models.registry:ModelRegistry.models"),
+        Symbol("sglang.srt.managers.multimodal_processor:PROCESSOR_MAPPING"),
+    ),
+)
+
+declare(
+    "llava onevision",
+    (
+        Symbol(
+            "sglang.srt.managers.mm_utils:general_mm_embed_routine",
+            ("input_ids", "forward_batch", "language_model", "multimodal_model"),
+        ),
+        Symbol("sglang.srt.managers.mm_utils:pad_mm_tokens", ("input_ids", "mm_inputs")),
+        Symbol(
+            "sglang.srt.models.qwen2:Qwen2ForCausalLM.forward",
+            ("input_ids", "positions", "forward_batch", "input_embeds", "pp_proxy_tensors"),
+        ),
+        Symbol("sglang.srt.models.qwen2:Qwen2ForCausalLM.load_weights", ("weights",)),
+        Symbol("sglang.srt.models.siglip:SiglipVisionEmbeddings", ("config",)),
+        Symbol(
+            "sglang.srt.models.siglip:SiglipEncoder",
+            ("config", "act_layer", "flatten_batch", "prefix"),
+        ),
+        Symbol(
+            "sglang.srt.models.siglip:SiglipEncoderLayer.forward",
+            ("hidden_states", "attention_mask", "causal_attention_mask"),
+        ),
+        Symbol("sglang.srt.models.utils:WeightsMapper", ("orig_to_new_prefix",)),
+    ),
+)
+
+declare(
+    "llava onevision processor",
+    (
+        Symbol(
+            f"{_PROCESSOR}:BaseMultimodalProcessor.load_mm_data",
+            ("prompt", "multimodal_tokens", "image_data", "video_data"),
+        ),
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor._resolve_processor", ("processor",)),
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor._finalize_mm_items", ("mm_items", "images")),
+        Symbol(
+            f"{_PROCESSOR}:BaseMultimodalProcessor._fast_image_processor_device", ("processor",)
+        ),
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor.keep_mm_features_on_device"),
+        Symbol("sglang.srt.managers.mm_utils:hash_feature", ("f",)),
+        Symbol(
+            "sglang.srt.utils.video_decoder:VideoDecoderWrapper.get_frames_as_tensor",
+            ("indices",),
+        ),
+    ),
+)
+
+declare(
+    "llava onevision chat",
+    (
+        Symbol(
+            "sglang.srt.parser.template_manager:TemplateManager.guess_chat_template_from_model_path",
+            ("model_path",),
+        ),
     ),
 )

@@ -17,10 +17,14 @@ class Video(NamedTuple):
         ``(first, last)`` token positions, both inclusive.
     grid
         ``(frames, rows, columns)`` of its tokens; None where they form no grid.
+    trailing
+        Tokens right after the last span that end the video: kept like text, but no language, so
+        they are no query rows.
     """
 
     spans: tuple[tuple[int, int], ...]
     grid: tuple[int, int, int] | None
+    trailing: int = 0
 
 
 class ModelFamily(Protocol):
@@ -33,6 +37,11 @@ class ModelFamily(Protocol):
     @property
     def name(self) -> str:
         """The family's usual name."""
+        ...
+
+    @property
+    def mrope(self) -> bool:
+        """Whether positions have three components, and so do not follow from a token's place."""
         ...
 
     @property
@@ -61,7 +70,7 @@ class ModelFamily(Protocol):
     ) -> torch.Tensor | None:
         """Return the M-RoPE ids int64 ``[3, length]`` of the full prompt; None for 1-D positions.
 
-        With None the draft's tokens are numbered contiguously (the paper's choice for 1-D RoPE).
+        With None ``--specvlm-positions`` says how the draft's tokens are numbered.
         """
         ...
 
@@ -81,10 +90,11 @@ def family_of(architectures: Sequence[str], spatial_merge: int = 2) -> ModelFami
     ValueError
         No adapter; the message names the model and what is served.
     """
+    from specvlm_sglang.models.llava_onevision import LlavaOnevision
     from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
     from specvlm_sglang.models.text import TextOnly
 
-    families: tuple[ModelFamily, ...] = (Qwen25VL(spatial_merge), TextOnly())
+    families: tuple[ModelFamily, ...] = (Qwen25VL(spatial_merge), LlavaOnevision(), TextOnly())
     for family in families:
         if any(name in family.architectures for name in architectures):
             return family

@@ -13,6 +13,7 @@ class Qwen25VL:
     """Adapter for ``Qwen2_5_VLForConditionalGeneration``."""
 
     name = "Qwen2.5-VL"
+    mrope = True
     architectures = ("Qwen2_5_VLForConditionalGeneration",)
 
     def __init__(self, spatial_merge: int = 2) -> None:

@@ -13,6 +13,7 @@ class TextOnly:
     """Adapter for text pairs; useful to check a draft without vision."""
 
     name = "text"
+    mrope = False
     architectures = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 
     def encode(self, draft_model: Any, item: Any) -> torch.Tensor:

@@ -48,3 +48,12 @@ def test_an_sglang_program_with_a_video_is_understood(
     assert after["video_requests"] - before["video_requests"] == 2
     assert after["cold_at_prefill"] == before["cold_at_prefill"]
     assert answers[0] != answers[1]
+
+
+@pytest.mark.slow
+def test_the_engine_example_runs_without_a_server(
+    vl_target: Path, vl_draft: Path, clip_paths: list[Path]
+) -> None:
+    models = ("--target", str(vl_target), "--draft", str(vl_draft), "--dtype", "float32")
+    out = run("engine.py", *models, "--video", str(clip_paths[0]), "--retention", "0.5")
+    assert "kept 12 of 24 video tokens" in out

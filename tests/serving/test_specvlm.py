@@ -44,6 +44,13 @@ def test_tokens_are_the_targets_own_over_retentions_policies_cache_states_and_co
         if policy != "specvlm"
     ]
     jobs = [(case, chosen) for chosen in options for case in cases]
+    # The extreme retentions of the other policies on a video, two of them, and a second turn.
+    jobs += [
+        (cases[number], {"retention": retention, "policy": policy})
+        for policy, retention in product(POLICIES, (0.05, 1.0))
+        if policy != "specvlm"
+        for number in (1, 3, 4)
+    ]
     random.Random(0).shuffle(jobs)
     half = len(jobs) // 2
     server.flush_cache()
@@ -63,7 +70,7 @@ def test_tokens_are_the_targets_own_over_retentions_policies_cache_states_and_co
             budget = max(1, int(case.video_tokens * chosen["retention"] + 1e-6))
             # Grid policies give each video a budget of its own.
             assert abs(report(answer)["kept_video_tokens"] - budget) <= 1
-    assert len(jobs) >= 180
+    assert len(jobs) >= 250, "two shapes are to make 500 generations"
     assert state(server)["draft_kv_tokens_in_use"] == 0
 
 

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from reference.selection import select_video_tokens
 from tests.serving import specvlm
-from tests.serving.specvlm import CHAIN, ask, launch
+from tests.serving.specvlm import CHAIN, ask, ask_all, launch, meta, report, state
 from tests.support import hf, probe
 from tests.support.server import Server
 
@@ -138,7 +138,7 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
         emitted = [answer.output_ids[0]]
         length = inputs["input_ids"].shape[1]
         for record in records:
-            if record["kind"] == "scores":
+            if record["kind"] in ("scores", "pool"):
                 continue
             if record["kind"] == "extend":
                 emitted += record["tokens"].tolist()
@@ -161,3 +161,44 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
             torch.testing.assert_close(record["logits"], expected, atol=LOGIT_ATOL, rtol=1e-3)
         assert emitted[: len(answer.output_ids)] == answer.output_ids
     assert rounds >= 3 * len(cases)
+
+
+def test_the_draft_pool_holds_exactly_the_pruned_lengths_in_every_round(
+    probed: tuple[Server, dict[str, str]], cases: list[specvlm.Case]
+) -> None:
+    server, environment = probed
+    probe.clear(environment)
+    jobs = [
+        (case, {"retention": retention, "ignore_eos": True})
+        for case in cases
+        for retention in (0.1, 0.5)
+    ]
+    answers = ask_all(server, jobs, at_once=8)
+    rounds = [record for record in probe.records(environment) if record["kind"] == "pool"]
+    dropped = {
+        meta(answer)["id"]: report(answer)["video_tokens"] - report(answer)["kept_video_tokens"]
+        for answer in answers
+    }
+    assert max(len(record["allocated"]) for record in rounds) > 4
+    for record in rounds:
+        # Of each request: what the target holds, without what was pruned, and one slot more.
+        pruned = [tokens + 1 - dropped[rid] for rid, tokens in record["allocated"].items()]
+        assert record["in_use"] == sum(pruned)
+
+
+@pytest.mark.parametrize("step", ["spans", "scores", "draft prefill"])
+def test_a_failure_on_the_drafts_side_costs_a_request_its_draft_and_nothing_else(
+    probed: tuple[Server, dict[str, str]], cases: list[specvlm.Case], step: str
+) -> None:
+    server, environment = probed
+    server.flush_cache()
+    with probe.failing(environment, step):
+        answers = ask_all(server, [(case, {}) for case in cases], at_once=4)
+    for case, answer in zip(cases, answers, strict=True):
+        assert tuple(answer.output_ids) == case.expected
+        if case.video_tokens:
+            assert report(answer)["cold"] == f"injected into {step}"
+    assert state(server)["draft_kv_tokens_in_use"] == 0
+    answer = ask(server, cases[1])
+    assert tuple(answer.output_ids) == cases[1].expected
+    assert report(answer)["cold"] is None

@@ -7,12 +7,35 @@ from typing import Any
 
 import pytest
 
-from tests.serving import plain
+from tests.serving import plain, specvlm
 from tests.serving.plain import EXACT, ask_all, assert_as_transformers
 
 pytestmark = pytest.mark.serving
 
 
+def test_two_ranks_of_specvlm_answer_as_transformers_does(
+    serve: Any,
+    vl_target: Path,
+    vl_draft: Path,
+    clip_paths: list[Path],
+    image_paths: list[Path],
+) -> None:
+    cases = specvlm.cases(vl_target, clip_paths, image_paths)
+    server = serve(vl_target, *specvlm.launch(vl_draft, *specvlm.CHAIN, "--tp-size", "2"))
+    assert server.server_info()["tp_size"] == 2
+    jobs = [
+        (case, {"retention": retention, "policy": policy})
+        for case in cases
+        for retention, policy in ((0.1, "specvlm"), (0.5, "specvlm"), (0.25, "uniform-grid"))
+    ]
+    for at_once in (1, 8):
+        for (case, _), answer in zip(jobs, specvlm.ask_all(server, jobs, at_once), strict=True):
+            assert tuple(answer.output_ids) == case.expected
+            assert specvlm.report(answer)["cold"] is None
+    assert specvlm.state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.slow
 def test_two_ranks_answer_text_images_and_videos_as_transformers_does(
     serve: Any, vl_target: Path, clip_paths: list[Path], image_paths: list[Path]
 ) -> None:

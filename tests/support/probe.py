@@ -2,18 +2,22 @@
 
 `install` makes a directory that looks like an installed distribution with an SGLang plugin. With it
 on ``PYTHONPATH`` the server runs a worker that dumps, per completed prompt, the scores, the kept
-tokens, the draft's logits at prefill and those of every later draft-extend pass.
+tokens, the draft's logits at prefill and those of every later draft-extend pass: all that happens
+between `clear` and `records`. `failing` makes it raise in one of its steps instead.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 DUMP_VARIABLE = "SPECVLM_TEST_DUMP"
+_LISTENING = "listening"
 
 
 def install(directory: Path) -> dict[str, str]:
@@ -31,15 +35,28 @@ def install(directory: Path) -> dict[str, str]:
 
 
 def records(environment: dict[str, str]) -> list[dict[str, Any]]:
-    """What the server wrote, in order."""
+    """What the server wrote, in order; it writes no more."""
+    (Path(environment[DUMP_VARIABLE]) / _LISTENING).unlink(missing_ok=True)
     files = sorted(Path(environment[DUMP_VARIABLE]).glob("*.pt"), key=lambda path: int(path.stem))
     return [torch.load(path) for path in files]
 
 
 def clear(environment: dict[str, str]) -> None:
-    """Forget what was written."""
+    """Forget what was written, and begin to write."""
+    (Path(environment[DUMP_VARIABLE]) / _LISTENING).touch()
     for path in Path(environment[DUMP_VARIABLE]).glob("*.pt"):
         path.unlink()
+
+
+@contextmanager
+def failing(environment: dict[str, str], step: str) -> Iterator[None]:
+    """Make ``step`` raise in the server: "spans", "scores" or "draft prefill"."""
+    marker = Path(environment[DUMP_VARIABLE]) / f"fail {step}"
+    marker.touch()
+    try:
+        yield
+    finally:
+        marker.unlink()
 
 
 def register() -> None:
@@ -54,13 +71,23 @@ def register() -> None:
     SpecVLMAlgorithm.create_worker = create_worker  # type: ignore[method-assign]
 
 
+def _copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
 def _probed(worker_class: type) -> type:
     directory = Path(os.environ[DUMP_VARIABLE])
 
     def write(**values: Any) -> None:
+        if not (directory / _LISTENING).exists():
+            return
         number = 1 + max((int(path.stem) for path in directory.glob("*.pt")), default=0)
         torch.save(values, directory / "part")
         (directory / "part").rename(directory / f"{number}.pt")
+
+    def maybe_fail(step: str) -> None:
+        if (directory / f"fail {step}").exists():
+            raise ValueError(f"injected into {step}")
 
     class ProbedWorker(worker_class):  # type: ignore[misc,valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,8 +95,14 @@ def _probed(worker_class: type) -> type:
             draft = self._draft_worker
             forward_prompts = draft._forward_prompts
             extend = draft._draft_extend_for_decode
+            videos = self.target_family.videos
+
+            def checked_videos(item: Any) -> Any:
+                maybe_fail("spans")
+                return videos(item)
 
             def dumped_prompts(batch: Any, prompts: Any) -> torch.Tensor:
+                maybe_fail("draft prefill")
                 logits = forward_prompts(batch, prompts)
                 for row, (index, prompt) in enumerate(prompts):
                     write(
@@ -77,7 +110,8 @@ def _probed(worker_class: type) -> type:
                         rid=batch.reqs[index].rid,
                         logits=logits[row].clone(),
                         input_ids=prompt.input_ids.clone(),
-                        mrope_positions=prompt.mrope_positions.clone(),
+                        mrope_positions=_copy(prompt.mrope_positions),
+                        positions=_copy(prompt.positions),
                     )
                 return logits
 
@@ -96,6 +130,11 @@ def _probed(worker_class: type) -> type:
                     extend(batch, result, **options)
                 finally:
                     del runner.forward
+                write(
+                    kind="pool",
+                    in_use=draft.kv.slots_in_use,
+                    allocated={req.rid: req.kv.kv_allocated_len for req in batch.reqs},
+                )
                 width = draft.speculative_num_draft_tokens
                 for row, req in enumerate(batch.reqs):
                     count = int(result.accept_lens[row])
@@ -107,10 +146,12 @@ def _probed(worker_class: type) -> type:
                         logits=seen[0].view(len(batch.reqs), width, -1)[row, count - 1].clone(),
                     )
 
+            self.target_family.videos = checked_videos
             draft._forward_prompts = dumped_prompts
             draft._draft_extend_for_decode = dumped_extend
 
         def _scores(self, req: Any, prompt: Any) -> torch.Tensor:
+            maybe_fail("scores")
             scores = super()._scores(req, prompt)
             write(kind="scores", rid=req.rid, scores=scores.clone())
             return scores

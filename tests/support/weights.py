@@ -82,7 +82,7 @@ def randomise(
     family: int,
     mixing: Mixing,
 ) -> None:
-    """Overwrite every parameter of a Qwen2 or Qwen2.5-VL model, in place.
+    """Overwrite every parameter of a Qwen2, Qwen2.5-VL or LLaVA-OneVision model, in place.
 
     Parameters
     ----------
@@ -116,18 +116,20 @@ def randomise(
 
     layers = text.num_hidden_layers
     for name, parameter in model.named_parameters():
-        in_vision = ".visual." in f".{name}"
+        in_vision = any(tower in f".{name}" for tower in (".visual.", ".vision_tower."))
         if name.endswith("embed_tokens.weight"):
             _fill(parameter, read @ basis)
         elif name.endswith("lm_head.weight"):
             rows = torch.zeros(vocab, width)
             rows[list(speakable)] = (write @ basis)[list(speakable)]
             _fill(parameter, rows)
+        elif name.endswith("image_newline"):
+            _fill(parameter, draws.normal(width, std=math.sqrt(RANK / width)))
         elif name.endswith("bias"):
             _fill(parameter, draws.normal(*parameter.shape, std=0.1))
         elif parameter.dim() == 1:
             _fill(parameter, 1 + draws.normal(*parameter.shape, std=0.05))
-        elif name.endswith("merger.mlp.2.weight"):
+        elif name.endswith(("merger.mlp.2.weight", "multi_modal_projector.linear_2.weight")):
             # as long as a token vector, spread over all dimensions of the residual stream
             _linear(draws, parameter, 2.0 * math.sqrt(RANK / width))
         else:

@@ -1,0 +1,56 @@
+"""LLaVA-OneVision: one-dimensional positions, one span per video, a newline at each video's end."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from specvlm_sglang.models.family import Video
+
+LMMS_LAB_ARCHITECTURE = "LlavaQwenForCausalLM"
+# Published sizes by the language model's width.
+_SIZES = {896: "0.5b", 3584: "7b", 8192: "72b"}
+
+
+def converted_checkpoint(path: str, hidden_size: int | None) -> str:
+    """Hub name of the Hugging Face form of one of the lmms-lab checkpoints.
+
+    Parameters
+    ----------
+    path
+        Where the original is, a hub name or a directory.
+    hidden_size
+        Of its language model, which tells the size where the name does not.
+    """
+    name = path.rstrip("/").rsplit("/", 1)[-1].removesuffix("-sft")
+    if not re.fullmatch(r"llava-onevision-qwen2-(0\.5b|7b|72b)-(si|ov|ov-chat)", name):
+        name = f"llava-onevision-qwen2-{_SIZES.get(hidden_size or 0, '7b')}-ov"
+    return f"llava-hf/{name}-hf"
+
+
+class LlavaOnevision:
+    """Adapter for ``LlavaOnevisionForConditionalGeneration`` (`specvlm_sglang.llava_onevision`)."""
+
+    name = "LLaVA-OneVision"
+    mrope = False
+    architectures = ("LlavaOnevisionForConditionalGeneration",)
+
+    def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
+        """See `ModelFamily.encode`."""
+        encode = draft_model.get_video_feature if item.is_video() else draft_model.get_image_feature
+        features: torch.Tensor = encode([item])
+        return features
+
+    def videos(self, item: Any) -> list[Video]:
+        """See `ModelFamily.videos`: the newline that ends a video is never pruned."""
+        ((first, last),) = item.offsets
+        frames, rows, columns = item.video_grid
+        return [Video(((first, last - 1),), (frames, rows, columns), trailing=1)]
+
+    def prompt_positions(
+        self, mm_input: Any, length: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """See `ModelFamily.prompt_positions`."""
+        return None
