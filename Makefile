@@ -7,7 +7,7 @@ RUN := $(UV) run --frozen --no-sync
 # Two of everything fit a small machine; torch would otherwise start a thread per core and process.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-all check format coverage bench-kernels clean
+.PHONY: help setup demo picture test test-all check format coverage bench-kernels clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,7 +29,10 @@ $(READY): pyproject.toml uv.lock $(if $(filter $(TOOLS)/bin/uv,$(UV)),$(TOOLS)/b
 	@UV_HTTP_TIMEOUT=300 $(UV) sync --frozen
 	@touch $@
 
-demo: $(READY)  ## Prune a real clip and draw what the draft would keep
+demo: $(READY)  ## A real SGLang server answers a question about a video, beside plain decoding
+	$(RUN) specvlm demo
+
+picture: $(READY)  ## Prune a real clip with the reference and draw what a draft would keep
 	$(RUN) python examples/pruned_clip.py
 
 test: $(READY)  ## Every test that runs without a GPU in reasonable time

@@ -4,7 +4,8 @@
 
 Reports medians: decode tokens/s alone and with 8 concurrent requests (transformers answers the
 same 8 prompts one after the other), and the cost of a decode step at 2,000 tokens of context
-relative to one at 8. Random weights: speed only, the answers mean nothing.
+relative to one at 8, and of verifying 8 rows relative to decoding one. Random weights: speed only,
+the answers mean nothing.
 """
 
 from __future__ import annotations
@@ -124,7 +125,30 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict[str, Any]:
             "2000 tokens of context": 1e3 * statistics.median(long),
             "ratio": statistics.median(long) / statistics.median(short),
         }
+    draft = checkpoints.qwen2_text(directory / "draft", checkpoints.DRAFT, dtype=DTYPES[dtype])
+    chain = ("--speculative-algorithm", "SPECVLM", "--speculative-num-steps", "7")
+    arguments = ("--dtype", dtype, *chain, "--speculative-draft-model-path", str(draft))
+    with Server(large, *arguments, log=directory / "verify.log") as server:
+        decode_seconds(server, prompt_ids(8, 0), 8)
+        verify = [verify_seconds(server, prompt_ids(8, 30 + r), 32) for r in range(repeats)]
+        result["verify 8 rows, ms"] = {
+            "8 tokens of context": 1e3 * statistics.median(verify),
+            "ratio to a decode step": statistics.median(verify) / statistics.median(short),
+        }
     return result
+
+
+def verify_seconds(server: Server, prompt: list[int], new_tokens: int) -> float:
+    """Seconds per verify pass of one request, as the worker counts them."""
+
+    def counted() -> dict[str, float]:
+        state = server.server_info()["internal_states"][0]["specvlm"]
+        return dict(state["phases"]["verify"])
+
+    before = counted()
+    server.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
+    after = counted()
+    return (after["seconds"] - before["seconds"]) / (after["calls"] - before["calls"])
 
 
 def row(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -137,6 +161,13 @@ def row(ours: list[float], theirs: list[float]) -> dict[str, float]:
         "lowest ratio": min(ratios),
         "highest ratio": max(ratios),
     }
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def main() -> None:
@@ -154,7 +185,7 @@ def main() -> None:
     record = {
         "command": " ".join(sys.argv),
         "commit": commit,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": torch.get_num_threads(),
         "dtype": options.dtype,
         "torch": torch.__version__,

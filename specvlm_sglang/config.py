@@ -92,7 +92,13 @@ class SpecVLMConfig:
                     given[name] = read(text)
                 except ValueError as error:
                     raise ValueError(f"{_variable(name)}={text!r}: {error}") from None
-        return cls(**given)
+        try:
+            return cls(**given)
+        except ValueError as error:
+            # Flags arrive through the variables too, so either may be what the user wrote.
+            names = [name for name in given if str(error).startswith(f"{_flag(name)}=")]
+            also = "".join(f" (the flag, or {_variable(name)})" for name in names)
+            raise ValueError(f"{error}{also}") from None
 
     def default_draft_kv_tokens(
         self, target_tokens: int, *, max_running_requests: int, reserve: int

@@ -61,6 +61,7 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         ("SPECVLM_EXACT_VISION", "1", "exact_vision", True),
         ("SPECVLM_EXACT_VISION", "Yes", "exact_vision", True),
         ("SPECVLM_EXACT_VISION", "off", "exact_vision", False),
+        ("SPECVLM_POSITIONS", "original", "positions", "original"),
         ("SPECVLM_RETENTION", "", "retention", 0.1),
         ("SPECVLM_POLICY", "  ", "policy", "specvlm"),
         *[("SPECVLM_POLICY", policy, "policy", policy) for policy in POLICIES],
@@ -87,6 +88,7 @@ def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: o
         ("SPECVLM_MAX_QUERY_ROWS", "1.5", ["SPECVLM_MAX_QUERY_ROWS='1.5'", "not an integer"]),
         ("SPECVLM_DRAFT_KV_TOKENS", "1", ["--specvlm-draft-kv-tokens=1", "at least 2"]),
         ("SPECVLM_EXACT_VISION", "maybe", ["SPECVLM_EXACT_VISION='maybe'", "true", "off"]),
+        ("SPECVLM_POSITIONS", "own", ["--specvlm-positions='own'", "contiguous", "original"]),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_with_its_name_and_range(
@@ -137,6 +139,12 @@ def test_a_flag_wins_over_its_variable_and_leaves_the_others_alone(
     export_flags(parse("--specvlm-retention", "0.3"))
     config = SpecVLMConfig.from_environment()
     assert (config.retention, config.policy, config.exact_vision) == (0.3, "random", True)
+
+
+def test_a_value_out_of_range_names_the_variable_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECVLM_TOP_P", "1.5")
+    with pytest.raises(ValueError, match=r"--specvlm-top-p=1\.5 .*\(the flag, or SPECVLM_TOP_P\)"):
+        SpecVLMConfig.from_environment()
 
 
 def test_without_flags_nothing_is_written() -> None:

@@ -10,9 +10,9 @@ from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from specvlm_sglang.cpu.attention import BACKEND_NAME
 
-# The KV pool is charged up front, and its free list is walked on every release. A CPU never gets
-# through this many tokens in a sensible time, so a small model must not claim all memory for KV.
-DEFAULT_MAX_TOTAL_TOKENS = 262_144
+# The KV pool is zeroed at start, seconds for a GB, and its free list walked on every release. A CPU
+# never gets through this many tokens in a sensible time: a small model must not claim all memory.
+DEFAULT_MAX_TOTAL_TOKENS = 131_072
 DEFAULT_MAX_RUNNING_REQUESTS = 64
 # Weights and KV; the rest stays for activations, the tokenizer's processes and the user's desktop.
 DEFAULT_MEM_FRACTION_STATIC = 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.serving import plain, specvlm
 from tests.serving.plain import EXACT, ask_all, assert_as_transformers
+from tests.support import checkpoints
 
 pytestmark = pytest.mark.serving
 
@@ -16,12 +18,17 @@ pytestmark = pytest.mark.serving
 def test_two_ranks_of_specvlm_answer_as_transformers_does(
     serve: Any,
     vl_target: Path,
-    vl_draft: Path,
+    checkpoint_dir: Path,
     clip_paths: list[Path],
     image_paths: list[Path],
 ) -> None:
+    # Each rank takes one head of the draft's vision tower; `vl_draft` has only one.
+    vision = dataclasses.replace(checkpoints.DRAFT_VISION, heads=2)
+    draft = checkpoints.qwen2_5_vl(
+        checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1
+    )
     cases = specvlm.cases(vl_target, clip_paths, image_paths)
-    server = serve(vl_target, *specvlm.launch(vl_draft, *specvlm.CHAIN, "--tp-size", "2"))
+    server = serve(vl_target, *specvlm.launch(draft, *specvlm.CHAIN, "--tp-size", "2"))
     assert server.server_info()["tp_size"] == 2
     jobs = [
         (case, {"retention": retention, "policy": policy})
