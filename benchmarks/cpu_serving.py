@@ -40,7 +40,7 @@ def prompt_ids(length: int, seed: int) -> list[int]:
 
 
 def decode_seconds(server: Server, prompt: list[int], new_tokens: int) -> float:
-    """Seconds per token after the first: a long answer less a short one, both on a cached prompt."""
+    """Seconds per token after the first: a long answer less a short one, prompt cached."""
     server.generate(prompt, max_new_tokens=1)
     whole = timed(lambda: server.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True))
     first = timed(lambda: server.generate(prompt, max_new_tokens=1, ignore_eos=True))

@@ -140,6 +140,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
             tokenizer=server_args.tokenizer_path,
             trust_remote_code=server_args.trust_remote_code,
             positions=config.positions,
+            tp_size=server_args.tp_size,
         )
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS

@@ -28,6 +28,7 @@ def check_pair(
     tokenizer: str | None = None,
     trust_remote_code: bool = False,
     positions: str | None = None,
+    tp_size: int = 1,
 ) -> None:
     """Raise unless ``draft`` reads the same tokens and the same video layout as ``target``.
 
@@ -41,13 +42,15 @@ def check_pair(
         As SGLang's ``--trust-remote-code``.
     positions
         ``--specvlm-positions``.
+    tp_size
+        ``--tp-size``: ranks that share the draft's heads.
 
     Raises
     ------
     ValueError
         A family that is not served, two families, another vision geometry, another vocabulary,
-        or positions that the family does not have; the message names the difference and both
-        models.
+        positions that the family does not have, or heads that the ranks cannot share; the message
+        names the difference and the models.
     """
     from transformers import AutoConfig
 
@@ -69,12 +72,27 @@ def check_pair(
             f"--specvlm-positions=contiguous does not work with {families[0].name}: its M-RoPE "
             "positions say where and when a token is, so kept tokens keep theirs"
         )
+    _check_heads(configs[1], draft, tp_size)
     for name in _GEOMETRY:
         towers = [getattr(config, "vision_config", None) for config in configs]
         _same(name, towers[0], towers[1], target, draft)
     for name in (*_TILING, *_TOKEN_IDS):
         _same(name, configs[0], configs[1], target, draft)
     _check_vocabulary(tokenizer or target, draft, trust_remote_code)
+
+
+def _check_heads(config: Any, draft: str, tp_size: int) -> None:
+    """Say what SGLang only asserts, in each rank, once the draft is being built."""
+    towers = {
+        "attention heads": getattr(config.get_text_config(), "num_attention_heads", None),
+        "vision heads": getattr(getattr(config, "vision_config", None), "num_heads", None),
+    }
+    for name, heads in towers.items():
+        if heads is not None and heads % tp_size:
+            raise ValueError(
+                f"--tp-size={tp_size} does not divide the {heads} {name} of the draft {draft}: "
+                "the draft is split over the ranks like the target"
+            )
 
 
 def _refuse_lmms_lab(path: str) -> None:

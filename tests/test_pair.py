@@ -156,3 +156,10 @@ def test_a_model_that_is_not_served_is_refused_with_what_is(
         match=r"does not serve Gemma3ForCond\w+; .*Qwen2_5_VLForConditionalGeneration",
     ):
         check_pair(str(vl_target), str(draft))
+
+
+def test_a_draft_whose_heads_the_ranks_cannot_share_is_refused(
+    vl_target: Path, vl_draft: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"--tp-size=2 does not divide the 1 vision heads"):
+        check_pair(str(vl_target), str(vl_draft), tp_size=2)

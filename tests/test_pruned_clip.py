@@ -1,4 +1,4 @@
-"""The example that `make picture` runs, as a user runs it: a real clip in, picture and counts out."""
+"""The example behind `make picture`, as a user runs it: a clip in, picture and counts out."""
 
 import os
 import re

@@ -198,7 +198,8 @@ def test_another_version_is_refused_with_what_was_found_what_moved_and_how_to_fi
         with pytest.raises(HostMismatchError) as refusal:
             require()
         assert str(refusal.value).splitlines() == [
-            f"specvlm-sglang works with SGLang 0.5.23; found {other_version}, so nothing was installed.",
+            f"specvlm-sglang works with SGLang 0.5.23; found {other_version}, "
+            "so nothing was installed.",
             "  - sglang:gone_in_0_6: missing",
             "Fix: pip install 'sglang==0.5.23'",
         ]
@@ -273,7 +274,8 @@ def test_another_sglang_on_the_path_is_refused_end_to_end(tmp_path: Path) -> Non
     )
     assert run.returncode == 0, run.stderr
     lines = run.stderr.splitlines()
-    assert "specvlm-sglang works with SGLang 0.5.23; found 0.7.0, so nothing was installed." in lines
+    refusal = "specvlm-sglang works with SGLang 0.5.23; found 0.7.0, so nothing was installed."
+    assert refusal in lines
     missing = "  - sglang.srt.server_args:ServerArgs.from_cli_args: missing"
     changed = "  - sglang.srt.server_args:ServerArgs.add_cli_args: no longer takes parser"
     assert {missing, changed} <= set(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving import plain
+from tests.serving import plain, specvlm
 from tests.serving.plain import (
     EXACT,
     FEW_DECODED_BYTES,
@@ -138,3 +138,12 @@ def test_a_path_a_file_url_and_a_data_url_of_one_clip_are_one_prompt(
         answer = ask(server, [{"role": "user", "content": parts}])
         assert answer.output_ids == first.output_ids
         assert cached_tokens(answer) == len(first.prompt_ids) - 1
+
+
+def test_plain_decoding_answers_the_prompts_of_specvlm_with_the_same_tokens(
+    serve: Any, vl_target: Path, clip_paths: list[Path], image_paths: list[Path]
+) -> None:
+    server: Server = serve(vl_target, *EXACT)
+    for case in specvlm.cases(vl_target, clip_paths, image_paths):
+        answer = server.chat(case.messages, max_tokens=specvlm.NEW_TOKENS)
+        assert tuple(answer.output_ids) == case.expected

@@ -175,7 +175,11 @@ def p_values(
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k"), [(1.0, None), (0.7, 6)], ids=["temperature 1", "0.7 and top-k"]
+    ("temperature", "top_k"),
+    [
+        pytest.param(1.0, None, id="temperature 1"),
+        pytest.param(0.7, 6, id="0.7 and top-k", marks=pytest.mark.slow),
+    ],
 )
 def test_sampled_tokens_are_distributed_as_the_targets_own(
     server: Server, pair: Pair, temperature: float, top_k: int | None

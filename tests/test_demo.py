@@ -1,0 +1,122 @@
+"""What ``specvlm demo`` says when it cannot run, and that nothing it started survives it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from specvlm_sglang.cli import main
+from specvlm_sglang.demo.run import DemoOptions, _split_last_word, run
+from specvlm_sglang.demo.servers import HOST
+
+
+def message(options: DemoOptions) -> str:
+    """What a demo that fails prints."""
+    output = io.StringIO()
+    assert run(options, Console(file=output, width=400)) == 1
+    return output.getvalue().strip()
+
+
+def test_a_missing_model_directory_is_one_line(tmp_path: Path) -> None:
+    options = DemoOptions(target=str(tmp_path / "none"), draft=str(tmp_path))
+    assert message(options) == f"specvlm demo: --target {tmp_path / 'none'}: no such directory"
+
+
+def test_a_missing_video_is_one_line(tmp_path: Path) -> None:
+    options = DemoOptions(video=tmp_path / "none.mp4", target=str(tmp_path), draft=str(tmp_path))
+    assert message(options) == f"specvlm demo: --video {tmp_path / 'none.mp4'}: no such file"
+
+
+def test_a_target_without_a_draft_is_one_line(tmp_path: Path) -> None:
+    assert message(DemoOptions(target=str(tmp_path))) == (
+        "specvlm demo: --target and --draft go together"
+    )
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        clip = tmp_path / "clip.mp4"
+        clip.touch()
+        options = DemoOptions(video=clip, target=str(tmp_path), draft=str(tmp_path), port=port)
+        assert f"--port {port} is in use" in message(options)
+
+
+def test_a_pair_that_does_not_serve_ends_with_the_servers_last_line(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.touch()
+    said = message(DemoOptions(video=clip, target=str(tmp_path), draft=str(tmp_path)))
+    assert said.startswith("specvlm demo: the server ended: ")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("piece", "drafted", "own"),
+    [
+        (" a red circle", " a red", " circle"),
+        (" moves", "", " moves"),
+        ("", "", ""),
+        (".", "", "."),
+    ],
+)
+def test_the_last_word_of_a_round_is_the_targets(piece: str, drafted: str, own: str) -> None:
+    assert _split_last_word(piece) == (drafted, own)
+
+
+def test_the_flags_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    shown = capsys.readouterr().out
+    for flag in ("--video", "--question", "--target", "--draft", "--retention", "--parameters"):
+        assert flag in shown
+
+
+def demo_process(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "specvlm_sglang.cli", "demo", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.mark.serving
+def test_an_interrupted_demo_leaves_no_process_behind(
+    vl_target: Path, vl_draft: Path, clip_paths: list[Path]
+) -> None:
+    pair = ("--target", str(vl_target), "--draft", str(vl_draft))
+    demo = demo_process(*pair, "--video", str(clip_paths[0]))
+    parent = psutil.Process(demo.pid)
+    servers: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while len(servers) < 2 and time.monotonic() < deadline:
+        servers = parent.children(recursive=True)
+        time.sleep(0.2)
+    demo.send_signal(signal.SIGINT)
+    out, _ = demo.communicate(timeout=120)
+    assert len(servers) >= 2
+    assert demo.returncode == 130, out
+    assert not [server for server in servers if server.is_running()]
+
+
+@pytest.mark.slow
+@pytest.mark.serving
+def test_the_demo_answers_alike_with_and_without_specvlm(tmp_path: Path) -> None:
+    demo = demo_process("--parameters", "0", "--dtype", "float32", "--repeats", "1")
+    out, _ = demo.communicate(timeout=900)
+    assert demo.returncode == 0, out
+    assert "Both servers gave the same answer." in out
+    assert "tokens per target pass" in out

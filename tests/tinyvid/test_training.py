@@ -1,0 +1,88 @@
+"""Training: resumption, learning, and enlargement of what was trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.tinyvid.data import Shape, make_batch
+from benchmarks.tinyvid.enlarge import enlarge, parse_count
+from benchmarks.tinyvid.model import SIZES, new_model
+from benchmarks.tinyvid.muon import orthogonalised
+from benchmarks.tinyvid.train import Trainer, answer_logits
+
+
+def _trainer(**changes) -> Trainer:
+    return Trainer("draft", **({"steps": 6, "seed": 1, "rate": 1e-3} | changes))
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = _trainer()
+    for _ in range(4):
+        whole.advance()
+    first = _trainer()
+    for _ in range(2):
+        first.advance()
+    first.write(tmp_path / "checkpoint.pt")
+    second = _trainer()
+    second.read(tmp_path / "checkpoint.pt")
+    for _ in range(2):
+        second.advance()
+    assert second.step == whole.step == 4
+    for (name, a), b in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    trainer = _trainer(steps=12, rate=2e-2)
+    losses = [trainer.advance()["loss"] for _ in range(10)]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_a_teacher_is_followed() -> None:
+    teacher = new_model(SIZES["draft"], seed=7).eval()
+    student = _trainer(steps=12, rate=2e-2, teacher=teacher)
+    # The exact answers pull elsewhere too, so the student starts far from its teacher.
+    with torch.no_grad():
+        student.model.lm_head.weight.mul_(8)
+    distances = [student.advance()["distance"] for _ in range(10)]
+    assert distances[-1] < 0.75 * distances[0]
+
+
+def test_batches_follow_from_seed_and_step() -> None:
+    shape = Shape(112, seconds=4, fps=2, clips=2)
+    first, again, other = (make_batch(shape, 0, step) for step in (3, 3, 4))
+    assert torch.equal(first.patches, again.patches)
+    assert torch.equal(first.ids, again.ids)
+    assert not torch.equal(first.patches, other.patches)
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 16, 40), (2, 40, 16)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=generator)))
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+
+def test_an_enlarged_model_says_the_same_in_float32() -> None:
+    small = new_model(SIZES["target"], seed=2).eval()
+    large = enlarge(small, 40_000_000, layers=8)
+    count = sum(parameter.numel() for parameter in large.parameters())
+    assert count == pytest.approx(40_000_000, rel=0.02)
+    assert large.config.text_config.num_hidden_layers == 8
+    batch = make_batch(Shape(112, seconds=4, fps=2, clips=2), seed=3, step=0)
+    batch.patches = batch.patches.float()
+    with torch.no_grad():
+        assert torch.equal(answer_logits(small, batch)[1], answer_logits(large, batch)[1])
+
+
+def test_enlargement_refuses_what_it_cannot_do() -> None:
+    small = new_model(SIZES["draft"], seed=2)
+    with pytest.raises(ValueError, match="parameters must be at least"):
+        enlarge(small, 1000)
+    with pytest.raises(ValueError, match="layers must be at least 2, got 1"):
+        enlarge(small, 10_000_000, layers=1)
+    with pytest.raises(ValueError, match="--parameters must be a number like 500M"):
+        parse_count("many")
+    assert parse_count("1.5B") == 1_500_000_000
