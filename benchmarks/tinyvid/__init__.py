@@ -1,0 +1,1 @@
+"""The tiny trained pair: its training, evaluation and enlargement."""
