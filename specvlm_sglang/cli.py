@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "demo":
         from specvlm_sglang.demo.run import DemoOptions, run
 
+        # Background shells start programs with SIGINT ignored; a terminated demo cleans up too.
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.default_int_handler)
         chosen = vars(options)
         del chosen["command"]
         return run(DemoOptions(**chosen))

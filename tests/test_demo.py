@@ -94,8 +94,9 @@ def demo_process(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.serving
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
 def test_an_interrupted_demo_leaves_no_process_behind(
-    vl_target: Path, vl_draft: Path, clip_paths: list[Path]
+    vl_target: Path, vl_draft: Path, clip_paths: list[Path], sign: signal.Signals
 ) -> None:
     pair = ("--target", str(vl_target), "--draft", str(vl_draft))
     demo = demo_process(*pair, "--video", str(clip_paths[0]))
@@ -105,11 +106,18 @@ def test_an_interrupted_demo_leaves_no_process_behind(
     while len(servers) < 2 and time.monotonic() < deadline:
         servers = parent.children(recursive=True)
         time.sleep(0.2)
-    demo.send_signal(signal.SIGINT)
-    out, _ = demo.communicate(timeout=120)
+    demo.send_signal(sign)
+    try:
+        out, _ = demo.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        parent.kill()
+        out = "it did not stop within a minute"
+    survivors = [server for server in servers if server.is_running()]
+    for server in survivors:
+        server.kill()
     assert len(servers) >= 2
     assert demo.returncode == 130, out
-    assert not [server for server in servers if server.is_running()]
+    assert not survivors
 
 
 @pytest.mark.slow
