@@ -94,7 +94,13 @@ def demo_process(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.serving
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+@pytest.mark.parametrize(
+    "sign",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_demo_leaves_no_process_behind(
     vl_target: Path, vl_draft: Path, clip_paths: list[Path], sign: signal.Signals
 ) -> None:

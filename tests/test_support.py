@@ -251,6 +251,7 @@ def test_the_draft_agrees_with_its_target_on_part_of_the_tokens(
     assert 0.25 < sum(agreed) / len(agreed) < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.serving
 def test_a_server_answers_as_transformers_does_and_leaves_no_process(
     vl_target: Path, clip_paths: list[Path], tmp_path: Path
@@ -273,6 +274,7 @@ def test_a_server_answers_as_transformers_does_and_leaves_no_process(
     assert session_processes(session) == []
 
 
+@pytest.mark.slow
 @pytest.mark.serving
 def test_a_server_that_cannot_start_shows_the_end_of_its_log(
     serve: ServerPool, tmp_path: Path
