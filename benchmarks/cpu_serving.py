@@ -183,7 +183,7 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     record = {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python -m benchmarks.cpu_serving", *sys.argv[1:]]),
         "commit": commit,
         "cpu": cpu_name(),
         "cores": torch.get_num_threads(),
