@@ -43,6 +43,23 @@ def test_a_target_without_a_draft_is_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (DemoOptions(retention=0), "--retention 0 must lie in (0, 1]"),
+        (DemoOptions(steps=0), "--steps 0 must be at least 1"),
+        (DemoOptions(max_tokens=1), "--max-tokens 1 must be at least 2"),
+        (DemoOptions(repeats=0), "--repeats 0 must be at least 1"),
+        (DemoOptions(parameters=-1), "--parameters -1 must be at least 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_number_out_of_range_is_refused_before_anything_starts(
+    options: DemoOptions, said: str
+) -> None:
+    assert message(options) == f"specvlm demo: {said}"
+
+
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))

@@ -84,6 +84,7 @@ def run(options: DemoOptions, console: Console | None = None) -> int:
 
 
 def _run(options: DemoOptions, console: Console, folder: Path) -> None:
+    _check_numbers(options)
     target, draft = _models(options, console)
     video, question, truth = _clip(options, folder)
     plain_arguments = ("--dtype", options.dtype)
@@ -134,6 +135,17 @@ def _run(options: DemoOptions, console: Console, folder: Path) -> None:
             if exact
             else f"[red]The answers differ[/] ({options.dtype} logits can tie; try --dtype float32)"
         )
+
+
+def _check_numbers(options: DemoOptions) -> None:
+    if not 0 < options.retention <= 1:
+        raise DemoError(f"--retention {options.retention} must lie in (0, 1]")
+    least = {"steps": 1, "max_tokens": 2, "repeats": 1, "parameters": 0}
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value < bound:
+            flag = name.replace("_", "-")
+            raise DemoError(f"--{flag} {value} must be at least {bound}")
 
 
 def _models(options: DemoOptions, console: Console) -> tuple[str, str]:
