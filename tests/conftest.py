@@ -122,12 +122,19 @@ def image_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def pytest_configure() -> None:
-    """End a terminated session like an interrupted one, so that its servers are stopped."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    """Interrupted or terminated, end by the fixtures' clean-up, so that servers are stopped.
+
+    Shells start background programs, and xdist its workers, with SIGINT ignored.
+    """
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+    """Keep servers in one worker; skip tests marked `gpu` where there is no CUDA device."""
+    for item in items:
+        if item.get_closest_marker("serving"):
+            item.add_marker(pytest.mark.xdist_group("servers"))
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return

@@ -12,7 +12,9 @@ TOKENS_PER_BATCH = 2048
 _WARM_UP = 60
 
 
-def batch_shape(seed: int, step: int, steps: int, *, tokens: int = TOKENS_PER_BATCH) -> Shape:
+def batch_shape(
+    seed: int, step: int, steps: int, *, tokens: int = TOKENS_PER_BATCH, fresh: bool = True
+) -> Shape:
     """The shape of a step's batch: short clips first, then mixed lengths, rates and resolutions.
 
     Parameters
@@ -23,18 +25,22 @@ def batch_shape(seed: int, step: int, steps: int, *, tokens: int = TOKENS_PER_BA
         Of the whole training.
     tokens : int
         Video tokens of a batch, at most.
+    fresh : bool
+        Whether the weights started at random; trained ones need no short clips first.
     """
     rng = np.random.default_rng([seed, step, 1])
     progress = step / steps
     draw = rng.random()
-    if progress < 0.12:
+    if fresh and progress < 0.12:
         side, fps, seconds = 112, 2, rng.integers(3, 7)
-    elif draw < 0.72:
+    elif draw < 0.62:
         side, fps, seconds = 112, 2, rng.integers(4, 17)
-    elif draw < 0.88:
+    elif draw < 0.78:
         side, fps, seconds = 112, 4, rng.integers(3, 9)
+    elif draw < 0.90:
+        side, fps, seconds = 224, 2, rng.integers(4, 17)
     else:
-        side, fps, seconds = 224, 2, rng.integers(4, 13)
+        side, fps, seconds = 224, 4, rng.integers(3, 9)
     shape = Shape(side, int(seconds), fps, 1)
     clips = tokens // (shape.grids * (side // 28) ** 2)
     return Shape(side, int(seconds), fps, int(np.clip(clips, 2, 24)))

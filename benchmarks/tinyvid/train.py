@@ -56,6 +56,8 @@ class Trainer:
         Length of the run; seed of weights and clips.
     rate : float
         Peak learning rate.
+    start : Path, optional
+        Checkpoint directory whose weights the run begins with, instead of random ones.
     teacher : model, optional
         Whose probabilities the model learns, beside the exact answers.
     layers : Layers
@@ -69,11 +71,13 @@ class Trainer:
         steps: int,
         seed: int,
         rate: float,
+        start: Path | None = None,
         teacher: Qwen2_5_VLForConditionalGeneration | None = None,
         layers: Layers = EAGER,
     ) -> None:
         self.steps, self.seed, self.rate, self.step = steps, seed, rate, 0
-        self.model = new_model(SIZES[size], seed)
+        self.fresh = start is None
+        self.model = new_model(SIZES[size], seed) if start is None else _trained(start)
         self.teacher, self.layers = teacher, layers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -82,7 +86,7 @@ class Trainer:
 
     def advance(self) -> dict[str, float]:
         """Take one step; its losses and shares of right tokens (NaN where none was due)."""
-        shape = batch_shape(self.seed, self.step, self.steps)
+        shape = batch_shape(self.seed, self.step, self.steps, fresh=self.fresh)
         batch = make_batch(shape, self.seed, self.step)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -187,6 +191,10 @@ def _optimisers(model: nn.Module, seeing: nn.Module) -> Iterator[torch.optim.Opt
     yield torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
 
 
+def _trained(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+
+
 def _wait_while(path: Path | None, console: Console) -> None:
     if path is not None and path.exists():
         console.print(f"paused while {path} exists")
@@ -201,6 +209,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("size", choices=SIZES, help="which model of the pair")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--start", type=Path, help="checkpoint directory to begin with")
     parser.add_argument("--teacher", type=Path, help="checkpoint directory to distil from")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
@@ -226,16 +235,13 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     console = Console()
-    teacher = None
-    if arguments.teacher is not None:
-        teacher = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            arguments.teacher, dtype=torch.float32
-        ).eval()
+    teacher = None if arguments.teacher is None else _trained(arguments.teacher).eval()
     trainer = Trainer(
         arguments.size,
         steps=arguments.steps,
         seed=arguments.seed,
         rate=arguments.rate,
+        start=arguments.start,
         teacher=teacher,
         layers=compiled() if arguments.compile else EAGER,
     )
