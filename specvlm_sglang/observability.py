@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 POOL_FULL = "the draft's KV cache is full"
@@ -25,6 +25,8 @@ class RequestReport:
         Why another policy was used than the one asked for, or None.
     scoring_seconds
         Wall time of the scores (on a GPU: of their launch).
+    detail
+        What `specvlm_sglang.detail` collects for a request that asks for it, or None.
     """
 
     video_tokens: int
@@ -33,10 +35,15 @@ class RequestReport:
     cold: str | None = None
     fallback: str | None = None
     scoring_seconds: float = 0.0
+    detail: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values."""
-        return asdict(self)
+        """Return the report as JSON-ready values, ``detail`` only where there is one."""
+        # Not `asdict`: it would copy the list of verify rounds, which still grows.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.detail is None:
+            del values["detail"]
+        return values
 
 
 @dataclass
@@ -53,8 +60,6 @@ class Totals:
         Requests that never had a draft, and that lost it while running.
     score_fallbacks
         Requests whose policy fell back to uniform spacing.
-    scoring_seconds
-        Wall time spent on scores.
     """
 
     requests: int = 0
@@ -64,7 +69,6 @@ class Totals:
     cold_at_prefill: int = 0
     went_cold: int = 0
     score_fallbacks: int = 0
-    scoring_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts by name."""
@@ -94,7 +98,6 @@ class Observer:
         totals.kept_video_tokens += report.kept_video_tokens
         totals.cold_at_prefill += report.cold is not None
         totals.score_fallbacks += report.fallback is not None
-        totals.scoring_seconds += report.scoring_seconds
         if self._metrics is not None:
             self._metrics.finished_prefill(report)
 

@@ -32,6 +32,12 @@ def check_retention(value: Any, name: str) -> None:
         raise ValueError(f"{name}={value!r} must be a number in (0, 1], the share that is kept")
 
 
+def check_share(value: Any, name: str) -> None:
+    """Raise ``ValueError`` naming ``name`` unless ``value`` is a share in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r} must be a number in [0, 1]")
+
+
 def check_policy(value: Any, name: str) -> None:
     """Raise ``ValueError`` naming ``name`` unless ``value`` is a policy."""
     if value not in POLICIES:

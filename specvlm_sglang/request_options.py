@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.policies import NEED_GRID, NEED_SCORES, check_policy, check_retention
+from specvlm_sglang.policies import (
+    NEED_GRID,
+    NEED_SCORES,
+    check_policy,
+    check_retention,
+    check_share,
+)
 
 logger = logging.getLogger(__name__)
+
+_FIELDS = ("retention", "policy", "top_p")
+"""Those with a default among the server's settings."""
 
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """Retention and policy of one request, validated.
+    """Retention, policy and Stage I's share of one request, validated.
 
     Attributes
     ----------
@@ -22,14 +31,24 @@ class RequestOptions:
         Share of the video tokens that the draft KEEPS, in (0, 1].
     policy
         One of `specvlm_sglang.policies.POLICIES`.
+    top_p
+        Share of the video's attention mass that Stage I retains, in [0, 1].
+    detail
+        Whether the response has scores, kept tokens and verify rounds
+        (`specvlm_sglang.detail`).
     """
 
     retention: float
     policy: str
+    top_p: float = SpecVLMConfig.top_p
+    detail: bool = False
 
     def __post_init__(self) -> None:
         check_retention(self.retention, "retention")
         check_policy(self.policy, "policy")
+        check_share(self.top_p, "top_p")
+        if not isinstance(self.detail, bool):
+            raise ValueError(f"detail={self.detail!r} must be true or false")
 
     @property
     def needs_scores(self) -> bool:
@@ -48,21 +67,22 @@ def parse_options(custom_params: Any, config: SpecVLMConfig) -> RequestOptions:
     Raises
     ------
     ValueError
-        Something else than an object with ``retention`` and ``policy``, or a value out of range.
+        Something else than an object with ``retention``, ``policy``, ``top_p`` and ``detail``, or
+        a value out of range.
     """
     given = (custom_params or {}).get("specvlm") if isinstance(custom_params, dict) else None
     if given is None:
-        return RequestOptions(config.retention, config.policy)
+        return RequestOptions(config.retention, config.policy, config.top_p)
     if not isinstance(given, dict):
         raise ValueError(f"custom_params.specvlm={given!r} must be an object")
-    unknown = sorted(set(given) - {"retention", "policy"})
+    known = (*_FIELDS, "detail")
+    unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(
-            f"custom_params.specvlm has no field {unknown[0]!r}; it takes retention and policy"
+            f"custom_params.specvlm has no field {unknown[0]!r}; it takes {', '.join(known)}"
         )
-    return RequestOptions(
-        given.get("retention", config.retention), given.get("policy", config.policy)
-    )
+    chosen = {name: given.get(name, getattr(config, name)) for name in _FIELDS}
+    return RequestOptions(**chosen, detail=given.get("detail", False))
 
 
 def options_of(req: Any, config: SpecVLMConfig) -> RequestOptions:
@@ -77,6 +97,6 @@ def options_of(req: Any, config: SpecVLMConfig) -> RequestOptions:
             cached = parse_options(req.sampling_params.custom_params, config)
         except ValueError as error:
             logger.warning("SPECVLM: request %s: %s; the defaults are used", req.rid, error)
-            cached = RequestOptions(config.retention, config.policy)
+            cached = RequestOptions(config.retention, config.policy, config.top_p)
         req.specvlm_options = cached
     return cached

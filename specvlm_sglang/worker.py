@@ -16,6 +16,7 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.copies import to_device
+from specvlm_sglang.detail import add_selection, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import min_p, scheduler_hooks
@@ -23,12 +24,8 @@ from specvlm_sglang.models import family_of
 from specvlm_sglang.observability import POOL_FULL, Observer, RequestReport
 from specvlm_sglang.phases import PhaseClock
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
-from specvlm_sglang.pruning.selection import (
-    Selection,
-    select_per_video,
-    select_video_tokens,
-    video_token_budget,
-)
+from specvlm_sglang.pruning.request import select_for
+from specvlm_sglang.pruning.selection import video_token_budget
 from specvlm_sglang.request_options import RequestOptions, options_of
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
@@ -235,10 +232,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """What will be reported of ``req``; None in the middle of a chunked prefill."""
         if req.extend_end != len(req.full_untruncated_fill_ids):
             return None
-        prompt = self._prompt(req)
-        return RequestReport(
-            prompt.video_tokens, self._kept(req, prompt), self._options(req).policy
-        )
+        prompt, options = self._prompt(req), self._options(req)
+        report = RequestReport(prompt.video_tokens, self._kept(req, prompt), options.policy)
+        report.detail = start_detail(req, prompt) if options.detail else None
+        return report
 
     def _draft_prompts(
         self, batch: Any, output: Any, reports: Sequence[RequestReport | None]
@@ -329,7 +326,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             if options.needs_scores:
                 report.fallback = "no text after the video"
         with self.phases("selection"):
-            selection = self._selection(prompt, options, scores)
+            selection = select_for(prompt, options, scores)
         # On a GPU the answer would have to be waited for; there such a fallback goes unreported.
         if report.fallback is None and self.device == "cpu" and bool(selection.fallback):
             report.fallback = "the scores hold no attention to the video"
@@ -337,31 +334,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if parallel.tp_size > 1:
             # Scores may differ in their last bit between ranks; the draft's shards must not part.
             parallel.tp_group.broadcast(selection.indices, src=0)
+        if report.detail is not None:
+            scored = options.needs_scores and prompt.query_rows > 0
+            add_selection(report.detail, scores if scored else None, selection)
         return selection.indices
-
-    def _selection(
-        self, prompt: VideoPrompt, options: RequestOptions, scores: torch.Tensor
-    ) -> Selection:
-        grids = prompt.video_grids if options.needs_grid else None
-        if grids is not None and None in grids:
-            raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
-        if grids is not None and len(grids) > 1:
-            # A grid describes one video: each gets a budget of its own.
-            return select_per_video(
-                scores,
-                prompt.video_lengths,
-                retention=options.retention,
-                top_p=self.config.top_p,
-                policy=options.policy,
-                grids=grids,
-            )
-        return select_video_tokens(
-            scores,
-            retention=options.retention,
-            top_p=self.config.top_p,
-            policy=options.policy,
-            grid=None if grids is None else grids[0],
-        )
 
     def _scores(self, req: Any, prompt: VideoPrompt) -> torch.Tensor:
         """Mean attention of the query rows to each video token, float32 ``[N]``."""

@@ -20,13 +20,19 @@ SERVER = SpecVLMConfig(retention=0.3, policy="uniform")
 BAD = [
     ([1], r"custom_params\.specvlm=\[1\] must be an object"),
     ("0.5", r"custom_params\.specvlm='0\.5' must be an object"),
-    ({"retension": 0.5}, "no field 'retension'; it takes retention and policy"),
+    ({"retension": 0.5}, "no field 'retension'; it takes retention, policy, top_p, detail"),
     ({"retention": 0}, r"retention=0 must be a number in \(0, 1\]"),
     ({"retention": 1.5}, r"retention=1\.5"),
     ({"retention": "0.5"}, r"retention='0\.5'"),
     ({"retention": True}, "retention=True"),
     ({"retention": None}, "retention=None"),
     ({"retention": float("nan")}, "retention=nan"),
+    ({"top_p": 1.5}, r"top_p=1\.5 must be a number in \[0, 1\]"),
+    ({"top_p": -0.1}, r"top_p=-0\.1"),
+    ({"top_p": True}, "top_p=True"),
+    ({"detail": 1}, "detail=1 must be true or false"),
+    ({"detail": "yes"}, "detail='yes'"),
+    ({"detail": None}, "detail=None"),
     ({"policy": "best"}, "policy='best' must be one of specvlm"),
     ({"policy": None}, "policy=None"),
     ({"policy": ["specvlm"]}, r"policy=\['specvlm'\]"),
@@ -48,18 +54,19 @@ def test_a_request_without_options_gets_the_servers(custom: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"retention": 0.25}, (0.25, "uniform")),
-        ({"retention": 1}, (1, "uniform")),
-        ({"policy": "none"}, (0.3, "none")),
-        ({"retention": 0.01, "policy": "specvlm-grid"}, (0.01, "specvlm-grid")),
-        ({}, (0.3, "uniform")),
+        ({"retention": 0.25}, (0.25, "uniform", 0.4)),
+        ({"retention": 1}, (1, "uniform", 0.4)),
+        ({"policy": "none"}, (0.3, "none", 0.4)),
+        ({"retention": 0.01, "policy": "specvlm-grid"}, (0.01, "specvlm-grid", 0.4)),
+        ({"top_p": 0}, (0.3, "uniform", 0)),
+        ({}, (0.3, "uniform", 0.4)),
     ],
 )
 def test_what_a_request_gives_overrides_the_servers_settings(
-    given: dict[str, Any], expected: tuple[float, str]
+    given: dict[str, Any], expected: tuple[float, str, float]
 ) -> None:
     options = parse_options({"specvlm": given}, SERVER)
-    assert (options.retention, options.policy) == expected
+    assert (options.retention, options.policy, options.top_p) == expected
 
 
 @pytest.mark.parametrize(("given", "message"), BAD)
@@ -115,3 +122,9 @@ def test_options_that_slipped_through_give_way_to_the_servers(
     (warning,) = caplog.messages
     assert "slipped" in warning
     assert "policy='x'" in warning
+
+
+def test_detail_is_given_only_to_a_request_that_asks_for_it() -> None:
+    assert not parse_options(None, SERVER).detail
+    assert not parse_options({"specvlm": {"retention": 0.5}}, SERVER).detail
+    assert parse_options({"specvlm": {"detail": True}}, SERVER).detail

@@ -1,14 +1,18 @@
-"""Time of one selection on the CPU: linear in the video's length up to the sort of its scores.
+"""Time of one selection on the CPU: torch beside the NumPy reference, which it equals.
 
     pytest benchmarks/kernels/test_selection.py
 
-Scores fall off like an attention map's: a few tokens hold most of the mass.
+Linear in the video's length up to the sort of its scores, which fall off like an attention map's: a
+few tokens hold most of the mass.
 """
 
 import numpy as np
 import pytest
+import torch
 
-from reference.selection import POLICIES, select_video_tokens, video_token_budget
+import reference.selection
+from reference.selection import POLICIES, video_token_budget
+from specvlm_sglang.pruning.selection import select_video_tokens
 
 # Frames of 16 x 16 tokens.
 LENGTHS = {"1k": 1 << 10, "16k": 1 << 14, "128k": 1 << 17}
@@ -20,10 +24,28 @@ def scores_of(n: int) -> np.ndarray:
     return (scores / scores.sum()).astype(np.float32)
 
 
+def numpy_of(scores, policy, grid):
+    return lambda: reference.selection.select_video_tokens(
+        scores, RETENTION, policy=policy, grid=grid
+    )
+
+
+def torch_of(scores, policy, grid):
+    on_device = torch.from_numpy(scores)
+    return lambda: (
+        select_video_tokens(on_device, retention=RETENTION, policy=policy, grid=grid).indices
+    )
+
+
+IMPLEMENTATIONS = {"numpy": numpy_of, "torch": torch_of}
+
+
 @pytest.mark.parametrize("n", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("policy", POLICIES)
-def test_select_video_tokens(benchmark, policy, n):
-    benchmark.group = f"{n} video tokens"
-    scores, grid = scores_of(n), (n // 256, 16, 16)
-    kept = benchmark(select_video_tokens, scores, RETENTION, policy=policy, grid=grid)
-    assert kept.size == (n if policy == "none" else video_token_budget(n, RETENTION))
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_select_video_tokens(benchmark, implementation, policy, n):
+    benchmark.group = f"{policy}, {n} video tokens"
+    case = scores_of(n), policy, (n // 256, 16, 16)
+    kept = benchmark(IMPLEMENTATIONS[implementation](*case))
+    assert len(kept) == (n if policy == "none" else video_token_budget(n, RETENTION))
+    np.testing.assert_array_equal(kept, numpy_of(*case)())

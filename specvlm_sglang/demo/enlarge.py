@@ -2,10 +2,10 @@
 
     python -m specvlm_sglang.demo.enlarge --parameters 500M --out DIR
 
-The enlarged model has further layers whose output is zero, and wider MLPs whose further columns
-have no output. It answers as the small one does, at the cost of reading and multiplying all its
-weights. Acceptance measured with it is the trained pair's; cost is the enlarged model's. Say so
-beside every number.
+Before each of its layers the enlarged model has further ones that attend as that layer does and
+whose output is zero; its MLPs are wider by columns that have no output. It answers and attends to
+a video as the small one does, at the cost of reading and multiplying all its weights. Acceptance
+measured with it is the trained pair's; cost is the enlarged model's. Say so beside every number.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ def enlarge(
     parameters : int
         About how many the result has.
     layers : int
-        How many layers its language model has; at least the model's.
+        How many layers its language model has; a multiple of the model's.
 
     Returns
     -------
     Qwen2_5_VLForConditionalGeneration
         In the model's dtype. In float32 its logits are the model's bit by bit as long as matrix
         products add their terms in order; a product with a single row may round its last bit
-        differently, because the longer sum is split elsewhere. Attention of the further layers is
-        uniform, so that the order of language-to-video scores stays the same.
+        differently, because the longer sum is split elsewhere. Language-to-video scores are the
+        model's: each of its layers comes with equally many that read the same input with the same
+        queries and keys.
 
     Raises
     ------
@@ -59,8 +60,8 @@ def enlarge(
     """
     text = model.config.text_config
     own = sum(parameter.numel() for parameter in model.parameters())
-    if layers < text.num_hidden_layers:
-        raise ValueError(f"layers must be at least {text.num_hidden_layers}, got {layers}")
+    if layers < 1 or layers % text.num_hidden_layers:
+        raise ValueError(f"layers must be a multiple of {text.num_hidden_layers}, got {layers}")
     attention = sum(p.numel() for p in model.model.language_model.layers[0].self_attn.parameters())
     fixed = own - text.num_hidden_layers * 3 * text.hidden_size * text.intermediate_size
     fixed += (layers - text.num_hidden_layers) * (attention + 2 * text.hidden_size)
@@ -77,11 +78,28 @@ def enlarge(
     large = Qwen2_5_VLForConditionalGeneration(config).to(model.dtype).eval()
     generator = torch.Generator().manual_seed(0)
     small = model.state_dict()
+    group = layers // text.num_hidden_layers
     with torch.no_grad():
         for name, weight in large.state_dict().items():
-            _fill(name, weight, small.get(name), generator)
+            source = _source(name, group)
+            _fill(name, weight, None if source is None else small[source], generator)
     large.generation_config = model.generation_config
     return large
+
+
+def _source(name: str, group: int) -> str | None:
+    """The small model's weight that the large one's weight ``name`` holds; None: none of them.
+
+    The last layer of each ``group`` is the small model's; the others take from it what decides
+    where they attend.
+    """
+    found = re.search(r"language_model\.layers\.(\d+)\.(.*)", name)
+    if found is None:
+        return name
+    index, part = int(found[1]), found[2]
+    if (index + 1) % group and not re.match(r"input_layernorm|self_attn\.[qk]_proj", part):
+        return None
+    return f"{name[: found.start(1)]}{index // group}.{part}"
 
 
 def _fill(
@@ -111,10 +129,13 @@ def parse_count(text: str) -> int:
 
 
 def cache_folder(parameters: int) -> Path:
-    """Where the shipped target is kept enlarged: under ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Where the shipped target is kept enlarged: under ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Another target, or another way to enlarge it, is another folder.
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     weights = (target_path() / "model.safetensors").read_bytes()
-    key = hashlib.sha256(weights).hexdigest()[:12]
+    key = hashlib.sha256(weights + Path(__file__).read_bytes()).hexdigest()[:12]
     return root / "specvlm-sglang" / f"target-{parameters // 1_000_000}M-{key}"
 
 

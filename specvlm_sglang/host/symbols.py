@@ -207,6 +207,7 @@ declare(
             ("model_runner", "batch", "seq_positions"),
         ),
         Symbol(f"{_SCHEDULE}:Req._compute_max_prefix_len", ("input_len",)),
+        Symbol(f"{_SCHEDULE}:Req.update_spec_correct_drafts_histogram", ("num_correct_drafts",)),
         Symbol(f"{_SCHEDULE}:MultimodalDataItem.offsets"),
         Symbol(f"{_SCHEDULE}:MultimodalInputs.mrope_position_delta"),
         Symbol(

@@ -77,12 +77,25 @@ def test_an_enlarged_model_says_the_same_in_float32() -> None:
         assert torch.equal(answer_logits(small, batch)[1], answer_logits(large, batch)[1])
 
 
+def test_an_enlarged_model_attends_as_the_small_one_on_average_over_layers() -> None:
+    small = new_model(SIZES["target"], seed=2).eval()
+    large = enlarge(small, 40_000_000, layers=8)
+    ids = torch.arange(40)[None] * 7 % 500
+    means = []
+    for model in (small, large):
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            found = model.model.language_model(input_ids=ids, output_attentions=True)
+        means.append(torch.stack(found.attentions).mean(0))
+    torch.testing.assert_close(means[0], means[1], atol=1e-6, rtol=1e-5)
+
+
 def test_enlargement_refuses_what_it_cannot_do() -> None:
     small = new_model(SIZES["draft"], seed=2)
     with pytest.raises(ValueError, match="parameters must be at least"):
         enlarge(small, 1000)
-    with pytest.raises(ValueError, match="layers must be at least 2, got 1"):
-        enlarge(small, 10_000_000, layers=1)
+    with pytest.raises(ValueError, match="layers must be a multiple of 2, got 3"):
+        enlarge(small, 10_000_000, layers=3)
     with pytest.raises(ValueError, match="--parameters must be a number like 500M"):
         parse_count("many")
     assert parse_count("1.5B") == 1_500_000_000

@@ -1,0 +1,217 @@
+"""What the cost model computes for the published pairs, beside what was published about them.
+
+    python -m benchmarks.roofline --out benchmarks/results
+
+Nothing here is measured: `reference.cost` reduces each forward pass to bytes and floating-point
+operations at the peak rates of a data sheet. Its times are lower bounds; the report says how
+to read the difference to a published speedup.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.roofline_report import draw, markdown
+from reference.cost import Hardware, published_model, what_would_pruning_buy
+
+HARDWARE = {
+    hardware.name: hardware
+    for hardware in (
+        Hardware(2.039e12, 312e12, "A100"),
+        Hardware(3.35e12, 989e12, "H100"),
+        Hardware(4.8e12, 989e12, "H200"),
+        Hardware(0.864e12, 362e12, "L40S"),
+    )
+}
+"""NVIDIA's data sheets: A100 80 GB SXM, H100 SXM, H200 SXM, L40S; dense bfloat16."""
+SHOWN = ("A100", "H100", "H200")
+RETENTION = 0.1
+TEXT_TOKENS = 64
+NEW_TOKENS = 256
+KEPT_ACCEPTANCE = 0.9
+"""The paper: at 90 % pruned the draft keeps about so much of the unpruned accept length."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published measurement, and what the cost model needs to know about it.
+
+    Attributes
+    ----------
+    speedup
+        Decode speedup over plain decoding, as published.
+    accept_length
+        Tokens per verify round, bonus INCLUDED; None where none was published.
+    draft_steps, draft_tokens
+        Draft forwards, and tokens verified (root included), of a round.
+    hardware
+        A name of `HARDWARE`; None where it was not stated.
+    video_tokens
+        Of the prompt; an assumption unless ``note`` says otherwise.
+    note
+        What was assumed.
+    """
+
+    source: str
+    target: str
+    draft: str
+    speedup: float
+    accept_length: float | None
+    draft_steps: int
+    draft_tokens: int
+    hardware: str | None
+    video_tokens: int
+    note: str
+
+
+_TREE, _CHAIN_10, _CHAIN_5 = (5, 26), (10, 11), (5, 6)
+_OV_72B, _OV_7B, _OV_SMALL = (f"llava-onevision-{size}" for size in ("72b", "7b", "0.5b"))
+_QWEN_32B, _QWEN_7B, _QWEN_3B = (f"qwen2.5-vl-{size}" for size in ("32b", "7b", "3b"))
+_PAPER, _SURVEY, _PARALLEL = "SpecVLM, headline", "SpecVLM's authors, survey", "ParallelVLM, table"
+_HEADLINE = "authors' tree of 26; 64 frames assumed"
+_EXCLUDED = "published accept length + 1 for the bonus; 64 frames and 90 % pruned assumed"
+_UNSTATED = "128 frames as published; bonus taken as included; 90 % pruned assumed"
+
+PUBLISHED = (
+    Published(_PAPER, _OV_72B, _OV_7B, 2.68, None, *_TREE, None, 64 * 196, _HEADLINE),
+    Published(_PAPER, _QWEN_32B, _QWEN_7B, 2.11, None, *_TREE, None, 32 * 256, _HEADLINE),
+    Published(_SURVEY, _QWEN_32B, _QWEN_7B, 1.40, 4.40, *_CHAIN_10, "H200", 32 * 256, _EXCLUDED),
+    Published(_SURVEY, _QWEN_32B, _QWEN_3B, 0.97, 3.99, *_CHAIN_10, "H200", 32 * 256, _EXCLUDED),
+    Published(_SURVEY, _QWEN_7B, _QWEN_7B, 1.26, 6.31, *_CHAIN_10, "H200", 32 * 256, _EXCLUDED),
+    Published(_PARALLEL, _OV_72B, _OV_7B, 2.74, 4.4, *_CHAIN_5, "L40S", 25_088, _UNSTATED),
+    Published(_PARALLEL, _QWEN_32B, _QWEN_7B, 2.11, 4.2, *_CHAIN_5, "L40S", 25_088, _UNSTATED),
+    Published(_PARALLEL, _OV_7B, _OV_SMALL, 1.81, 4.8, *_CHAIN_5, "L40S", 25_088, _UNSTATED),
+    Published(_PARALLEL, _QWEN_7B, _QWEN_7B, 1.215, None, *_CHAIN_5, "L40S", 25_088, _UNSTATED),
+)
+"""Measurements by others (SpecVLM: arXiv 2508.16201). 64 frames are 196 tokens each for
+LLaVA-OneVision; 256 for every two of at most 448 x 448 pixels for Qwen2.5-VL."""
+
+
+def computed_speedup(row: Published, hardware: Hardware, accept_length: float) -> float:
+    """Decode speedup of a pruned draft in the setting of ``row``, without any overhead."""
+    report = what_would_pruning_buy(
+        published_model(row.target),
+        published_model(row.draft),
+        hardware,
+        row.video_tokens,
+        TEXT_TOKENS,
+        RETENTION,
+        accept_length,
+        row.draft_steps,
+        row.draft_tokens,
+        new_tokens=NEW_TOKENS,
+    )
+    return report.pruned.decode_speedup
+
+
+def compare(row: Published) -> dict[str, Any]:
+    """One published measurement beside the computed ones, JSON-ready.
+
+    ``computed`` is by hardware and empty without an accept length. ``residual`` is published minus
+    computed, and ``share_reached`` their quotient, on the hardware of the measurement.
+    ``accept_length_needed`` is what the published speedup needs at the least, by hardware; above
+    ``draft_steps + 1`` the model cannot explain it.
+    """
+    computed: dict[str, float] = {}
+    if row.accept_length is not None:
+        computed = {
+            name: computed_speedup(row, hardware, row.accept_length)
+            for name, hardware in HARDWARE.items()
+        }
+    needed = {
+        # Speedup is proportional to the accept length.
+        name: row.speedup / computed_speedup(row, hardware, 1.0)
+        for name, hardware in HARDWARE.items()
+    }
+    there = computed.get(row.hardware) if row.hardware is not None else None
+    return {
+        **asdict(row),
+        "computed": computed,
+        "residual": None if there is None else row.speedup - there,
+        "share_reached": None if there is None else row.speedup / there,
+        "accept_length_needed": needed,
+    }
+
+
+def prediction(row: Published, hardware: Hardware, batch: int) -> dict[str, Any]:
+    """What pruning to 10 % would buy a published pair, JSON-ready; times in seconds."""
+    if row.accept_length is None:
+        raise ValueError(f"{row.source}, {row.target} / {row.draft}: no accept length is published")
+    unpruned = min(row.accept_length / KEPT_ACCEPTANCE, row.draft_steps + 1)
+    report = what_would_pruning_buy(
+        published_model(row.target),
+        published_model(row.draft),
+        hardware,
+        row.video_tokens,
+        TEXT_TOKENS,
+        RETENTION,
+        row.accept_length,
+        row.draft_steps,
+        row.draft_tokens,
+        batch,
+        NEW_TOKENS,
+        unpruned_accept_length=unpruned,
+        query_rows=TEXT_TOKENS,
+    )
+    return {
+        "target": row.target,
+        "draft": row.draft,
+        "hardware": hardware.name,
+        "batch": batch,
+        "video_tokens": row.video_tokens,
+        "accept_length": row.accept_length,
+        "unpruned_accept_length": unpruned,
+        **asdict(report),
+    }
+
+
+def record(batches: Sequence[int]) -> dict[str, Any]:
+    """All that is computed, JSON-ready."""
+    pairs = [row for row in PUBLISHED if row.source == _PARALLEL and row.accept_length is not None]
+    return {
+        "kind": "computed by reference.cost, not measured",
+        "retention": RETENTION,
+        "text_tokens": TEXT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+        "hardware": {name: asdict(hardware) for name, hardware in HARDWARE.items()},
+        "published": [compare(row) for row in PUBLISHED],
+        "predictions": [
+            prediction(row, HARDWARE[name], batch)
+            for row in pairs
+            for batch in batches
+            for name in SHOWN
+        ],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write ``roofline.json``, ``roofline.md`` and ``roofline.png``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.roofline", description=str(__doc__).partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes")
+    options = parser.parse_args(arguments)
+    if min(options.batch) < 1:
+        parser.error(f"--batch {min(options.batch)} must be at least 1")
+    words = sys.argv[1:] if arguments is None else arguments
+    found = record(options.batch)
+    found["command"] = shlex.join(["python", "-m", "benchmarks.roofline", *words])
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "roofline.json").write_text(json.dumps(found, indent=1) + "\n")
+    text = markdown(found, SHOWN)
+    (options.out / "roofline.md").write_text(text)
+    draw(found, options.out / "roofline.png")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

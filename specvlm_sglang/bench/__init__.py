@@ -1,0 +1,1 @@
+"""``specvlm bench``: SPECVLM beside plain decoding by the same server software, in one run."""

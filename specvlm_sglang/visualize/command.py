@@ -1,0 +1,163 @@
+"""``specvlm visualize VIDEO QUESTION``: ask a SPECVLM server and write the page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import openai
+import requests
+
+from specvlm_sglang import demo
+from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.demo.ask import messages_of
+from specvlm_sglang.demo.servers import DemoError, DemoServer, free_port, wait_until_ready
+from specvlm_sglang.policies import POLICIES, check_policy, check_retention
+from specvlm_sglang.visualize.frames import read_frames
+from specvlm_sglang.visualize.page import render
+
+_START_SECONDS = 900.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add("video", type=Path, help="your clip, for example an mp4 file")
+    add("question", help="what to ask about it")
+    add("--out", type=Path, default=Path("demo/visualize.html"), help="the page")
+    add("--url", help="of a running SPECVLM server; default: one is started")
+    add("--target", help="your target model; default: the shipped one")
+    add("--draft", help="your draft model; default: the shipped one")
+    add("--retention", type=float, default=0.1, help="share of video tokens that the draft keeps")
+    add("--policy", default="specvlm", choices=POLICIES, help="which tokens are kept")
+    add("--steps", type=int, default=5, help="draft tokens per verify round")
+    add("--max-tokens", type=int, default=160, help="length limit of the answer")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of both models")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page; returns the exit status. Nothing it started survives it."""
+    try:
+        _check(options)
+        with (
+            tempfile.TemporaryDirectory(prefix="specvlm-visualize-") as folder,
+            ExitStack() as all_,
+        ):
+            url = options.url or _start(options, Path(folder), all_)
+            page = _page(options, url.rstrip("/"))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(page, encoding="utf-8")
+    except (DemoError, ValueError, OSError, openai.APIError) as error:
+        print(f"specvlm visualize: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_retention(options.retention, "--retention")
+    check_policy(options.policy, "--policy")
+    if not options.video.is_file():
+        raise DemoError(f"VIDEO {options.video}: no such file")
+    for flag, value, least in (
+        ("--steps", options.steps, 1),
+        ("--max-tokens", options.max_tokens, 2),
+    ):
+        if value < least:
+            raise DemoError(f"{flag} {value} must be at least {least}")
+    if (options.target is None) != (options.draft is None):
+        raise DemoError("--target and --draft go together")
+    if options.url and options.target:
+        raise DemoError("--url names a running server: leave out --target and --draft")
+
+
+def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
+    arguments = (
+        *("--dtype", options.dtype, "--speculative-algorithm", "SPECVLM"),
+        *("--speculative-draft-model-path", options.draft or str(demo.draft_path())),
+        *("--speculative-num-steps", str(options.steps)),
+        *("--specvlm-retention", str(options.retention)),
+    )
+    target = options.target or str(demo.target_path())
+    server = DemoServer(target, arguments, port=free_port(), log=folder / "server.log")
+    stack.enter_context(server)
+    print("starting an SGLang server", file=sys.stderr)
+    wait_until_ready((server,), _START_SECONDS, lambda seconds: None)
+    return server.url
+
+
+def _page(options: argparse.Namespace, url: str) -> str:
+    top_p = SpecVLMConfig.top_p
+    chosen = {
+        "retention": options.retention,
+        "policy": options.policy,
+        "top_p": top_p,
+        "detail": True,
+    }
+    client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    answer = client.chat.completions.create(
+        model="default",
+        messages=messages_of(options.video, options.question),
+        max_tokens=options.max_tokens,
+        temperature=0,
+        extra_body={
+            "return_meta_info": True,
+            "return_output_ids_in_sglext": True,
+            "custom_params": {"specvlm": chosen},
+        },
+    ).model_dump()
+    meta = answer["choices"][0]["meta_info"]
+    if "specvlm" not in meta:
+        raise DemoError(f"--url {url}: that server does not run SPECVLM")
+    report = meta["specvlm"][0]
+    detail = report["detail"]
+    return render(
+        question=options.question,
+        detail=detail,
+        tokens=_pieces(url, answer["sglext"]["output_ids"][0]),
+        frames=read_frames(options.video, detail["grids"][0][0]) if detail["grids"][0] else [],
+        numbers=_numbers(meta, report),
+        retention=options.retention,
+        policy=options.policy,
+        top_p=top_p,
+    )
+
+
+def _numbers(meta: dict[str, Any], report: dict[str, Any]) -> list[tuple[str, str]]:
+    rounds = meta.get("spec_verify_ct", 0)
+    tokens = meta["completion_tokens"]
+    n, k = report["video_tokens"], report["kept_video_tokens"]
+    numbers = [
+        ("video tokens", str(n)),
+        ("kept for the draft", f"{k} ({k / max(n, 1):.1%})"),
+        ("answer tokens", str(tokens)),
+        ("verify rounds", str(rounds)),
+        ("accept length", f"{(tokens - 1) / max(rounds, 1):.2f}"),
+        ("draft KV of the prompt", f"{1 - (n - k) / meta['prompt_tokens']:.0%} of full"),
+    ]
+    if report["cold"]:
+        numbers.append(("no draft", report["cold"]))
+    return numbers
+
+
+def _pieces(url: str, ids: list[int]) -> list[str]:
+    """Text of each token; bytes of an unfinished character count to the token that ends it."""
+    from transformers import AutoTokenizer
+
+    info = requests.get(f"{url}/model_info", timeout=60).json()
+    tokenizer = AutoTokenizer.from_pretrained(info["tokenizer_path"])
+    pieces = []
+    shown = ""
+    for stop in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        whole = text.rstrip("\ufffd")
+        pieces.append(whole[len(shown) :])
+        shown = whole
+    return pieces

@@ -1,0 +1,108 @@
+"""Builds the page: data, style and scripts in one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.visualize.frames import Frame
+
+
+def split_rounds(tokens: Sequence[str], accepted: Sequence[int]) -> list[dict[str, Any]]:
+    """Divide an answer into its prefill token and its verify rounds.
+
+    Parameters
+    ----------
+    tokens
+        Text of each token of the answer.
+    accepted
+        Draft tokens accepted in each round; after them comes the target's own token. The last
+        round may reach beyond the answer's end.
+
+    Returns
+    -------
+    list of dict
+        ``drafted`` (list of str) and ``own`` (str, or None where the answer ended before it). The
+        first has the target's prefill token only.
+    """
+    rounds: list[dict[str, Any]] = [{"drafted": [], "own": token} for token in tokens[:1]]
+    at = 1
+    for count in accepted:
+        if at >= len(tokens):
+            break
+        drafted = list(tokens[at : at + count])
+        own = tokens[at + count] if at + count < len(tokens) else None
+        rounds.append({"drafted": drafted, "own": own})
+        at += count + 1
+    return rounds
+
+
+def render(
+    *,
+    question: str,
+    detail: dict[str, Any],
+    tokens: Sequence[str],
+    frames: Sequence[Frame],
+    numbers: Sequence[tuple[str, str]],
+    retention: float,
+    policy: str,
+    top_p: float,
+) -> str:
+    """Return the page of one answered question about one video.
+
+    Parameters
+    ----------
+    question
+        What was asked.
+    detail
+        The report's ``detail`` (`specvlm_sglang.detail.start_detail`), of one video with a grid.
+    tokens
+        Text of each token of the answer.
+    frames
+        One picture for each frame of the grid.
+    numbers
+        Names and values shown on top.
+    retention, policy, top_p
+        As served; where the page starts.
+
+    Raises
+    ------
+    ValueError
+        Another number of videos than one, or a video without a grid.
+    """
+    grids = detail["grids"]
+    if len(grids) != 1 or grids[0] is None:
+        raise ValueError(f"grids={grids}: the page shows exactly one video with a regular grid")
+    scores = detail["scores"]
+    note = (
+        "Selections on this page are computed in it; 'random' draws from seed 0. "
+        "One picture stands for each frame of the token grid."
+    )
+    if scores is None:
+        note += " No attention was scored here, so policies that read it keep evenly spaced tokens."
+    data = {
+        "question": question,
+        "grid": grids[0],
+        "scores": scores,
+        "permutation": np.random.default_rng(0).permutation(detail["video_lengths"][0]).tolist(),
+        "frames": [{"time": frame.time, "url": frame.url} for frame in frames],
+        "rounds": split_rounds(tokens, detail["rounds"]),
+        "numbers": list(numbers),
+        "retention": retention,
+        "policy": policy,
+        "policies": POLICIES,
+        "top_p": top_p,
+        "note": note,
+    }
+    # "<" written so cannot end the script element, whatever a question or an answer says.
+    text = json.dumps(data).replace("<", "\\u003c")
+    folder = files("specvlm_sglang.visualize")
+    page = folder.joinpath("page.html").read_text(encoding="utf-8")
+    for mark, name in (("STYLE", "page.css"), ("SELECTION", "selection.js"), ("SCRIPT", "page.js")):
+        page = page.replace(f"/*{mark}*/", folder.joinpath(name).read_text(encoding="utf-8"))
+    return page.replace("/*DATA*/", text)

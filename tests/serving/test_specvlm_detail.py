@@ -1,0 +1,79 @@
+"""The detail that a request can ask for, from a real server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from reference.selection import select_in_stages
+from tests.serving.specvlm import CHAIN, NEW_TOKENS, launch, meta, report, state
+from tests.support.messages import user
+from tests.support.server import ChatAnswer, Server
+
+pytestmark = pytest.mark.serving
+
+
+@pytest.fixture
+def server(serve: Any, vl_target: Path, vl_draft: Path) -> Server:
+    found: Server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    return found
+
+
+def ask(server: Server, *parts: Any, **chosen: Any) -> ChatAnswer:
+    return server.chat(
+        user(*parts),
+        max_tokens=NEW_TOKENS,
+        return_meta_info=True,
+        custom_params={"specvlm": chosen},
+    )
+
+
+def test_the_detail_explains_the_selection_and_every_verify_round(
+    server: Server, clip_paths: list[Path]
+) -> None:
+    answer = ask(server, clip_paths[0], "What happens?", retention=0.5, detail=True)
+    detail = report(answer)["detail"]
+    (grid,) = detail["grids"]
+    assert len(detail["scores"]) == report(answer)["video_tokens"] == grid[0] * grid[1] * grid[2]
+    expected = select_in_stages(detail["scores"], 0.5)
+    assert detail["stage_one"] == expected.stage_one.tolist()
+    assert detail["stage_two"] == expected.stage_two.tolist()
+    assert len(detail["rounds"]) == meta(answer)["spec_verify_ct"]
+    assert sum(detail["rounds"]) == meta(answer)["spec_num_correct_drafts"]
+    # The prefill's token, then each round's; the last round may reach beyond the answer's end.
+    emitted = 1 + sum(accepted + 1 for accepted in detail["rounds"])
+    assert 0 <= emitted - len(answer.output_ids) <= detail["rounds"][-1]
+
+
+def test_two_videos_are_told_apart(server: Server, clip_paths: list[Path]) -> None:
+    first, second, *_ = clip_paths
+    answer = ask(server, first, second, "Compare.", policy="uniform", retention=0.25, detail=True)
+    detail = report(answer)["detail"]
+    assert len(detail["grids"]) == len(detail["video_lengths"]) == 2
+    assert sum(detail["video_lengths"]) == report(answer)["video_tokens"]
+    assert detail["scores"] is None
+    assert len(detail["stage_two"]) == report(answer)["kept_video_tokens"]
+
+
+def test_a_request_that_asks_for_no_detail_gets_none(
+    server: Server, clip_paths: list[Path]
+) -> None:
+    answer = ask(server, clip_paths[0], "What happens?", retention=0.5)
+    assert "detail" not in report(answer)
+
+
+def test_a_detail_that_is_no_boolean_is_refused(server: Server) -> None:
+    with pytest.raises(openai.BadRequestError, match="detail='yes' must be true or false"):
+        ask(server, "Hello", detail="yes")
+
+
+def test_scoring_time_is_counted_once(server: Server, clip_paths: list[Path]) -> None:
+    before = state(server)["phases"]["scoring"]
+    ask(server, clip_paths[0], "What happens?", retention=0.5)
+    after = state(server)["phases"]["scoring"]
+    assert after["calls"] == before["calls"] + 1
+    assert after["seconds"] > before["seconds"]
+    assert "scoring_seconds" not in state(server)

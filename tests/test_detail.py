@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reference.selection import select_in_stages
+from specvlm_sglang.detail import add_selection, start_detail
+from specvlm_sglang.observability import RequestReport
+from specvlm_sglang.pruning.prompt import find_video
+from specvlm_sglang.pruning.request import select_for
+from specvlm_sglang.request_options import RequestOptions
+
+PROMPT = find_video(30, [[(2, 13)], [(15, 26)]], 8, [(2, 2, 3), None])
+
+
+@pytest.fixture
+def req() -> Any:
+    """SGLang's ``Req`` as far as the rounds go: it counts them in a histogram."""
+    histogram: list[int] = []
+    return SimpleNamespace(
+        histogram=histogram, update_spec_correct_drafts_histogram=histogram.append
+    )
+
+
+def test_rounds_grow_in_the_report_that_was_already_published(req: Any) -> None:
+    published = RequestReport(24, 12, "specvlm", detail=start_detail(req, PROMPT)).as_dict()
+    for accepted in (3, 0, 2):
+        req.update_spec_correct_drafts_histogram(accepted)
+    assert published["detail"]["rounds"] == [3, 0, 2]
+    assert req.histogram == [3, 0, 2]
+
+
+def test_a_request_that_is_prefilled_again_goes_on_with_the_same_rounds(req: Any) -> None:
+    first = start_detail(req, PROMPT)
+    req.update_spec_correct_drafts_histogram(1)
+    second = start_detail(req, PROMPT)
+    req.update_spec_correct_drafts_histogram(4)
+    assert first["rounds"] is second["rounds"]
+    assert first["rounds"] == [1, 4]
+    assert req.histogram == [1, 4]
+
+
+def test_a_report_without_detail_has_no_such_field() -> None:
+    assert "detail" not in RequestReport(24, 12, "specvlm").as_dict()
+
+
+def test_grids_and_lengths_are_those_of_the_prompt(req: Any) -> None:
+    detail = start_detail(req, PROMPT)
+    assert detail["grids"] == [[2, 2, 3], None]
+    assert detail["video_lengths"] == [12, 12]
+    assert detail["scores"] is detail["stage_one"] is detail["stage_two"] is None
+
+
+def test_scores_and_both_stages_are_those_of_the_selection(req: Any) -> None:
+    scores = np.random.default_rng(5).random(24, dtype=np.float32) ** 4
+    options = RequestOptions(0.5, "specvlm")
+    detail = start_detail(req, PROMPT)
+    add_selection(
+        detail, torch.from_numpy(scores), select_for(PROMPT, options, torch.tensor(scores))
+    )
+    expected = select_in_stages(scores, 0.5)
+    assert expected.stage_one.size
+    assert expected.stage_two.size
+    assert detail["stage_one"] == expected.stage_one.tolist()
+    assert detail["stage_two"] == expected.stage_two.tolist()
+    assert detail["scores"] == pytest.approx(scores.tolist(), rel=1e-5)
+
+
+def test_scores_that_no_policy_read_are_not_reported(req: Any) -> None:
+    scores = torch.zeros(24)
+    detail = start_detail(req, PROMPT)
+    add_selection(detail, None, select_for(PROMPT, RequestOptions(0.5, "uniform"), scores))
+    assert detail["scores"] is None
+    assert detail["stage_one"] == []
+    assert len(detail["stage_two"]) == 12
+
+
+def test_a_grid_policy_refuses_a_video_without_a_grid() -> None:
+    with pytest.raises(ValueError, match="policy 'frames' needs videos with a regular grid"):
+        select_for(PROMPT, RequestOptions(0.5, "frames"), torch.zeros(24))
