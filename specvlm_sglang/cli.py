@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from specvlm_sglang.bench.arguments import add_arguments as add_bench_arguments
+from specvlm_sglang.visualize.arguments import add_arguments as add_visualize_arguments
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``specvlm``; returns the exit status."""
@@ -20,13 +23,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument("--draft", help="draft model to check with --target")
     demo = commands.add_parser("demo", help="a real server answers a question about a video")
     _add_demo_flags(demo)
+    add_visualize_arguments(
+        commands.add_parser("visualize", help="write a page that shows what the draft kept")
+    )
+    add_bench_arguments(
+        commands.add_parser("bench", help="SPECVLM beside plain decoding, measured in one run")
+    )
     options = parser.parse_args(arguments)
+    if options.command in ("demo", "visualize", "bench"):
+        # Background shells start programs with SIGINT ignored; a terminated one cleans up too.
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.default_int_handler)
+    if options.command == "visualize":
+        from specvlm_sglang.visualize.command import run as visualize
+
+        return visualize(options)
+    if options.command == "bench":
+        from specvlm_sglang.bench.run import run as bench
+
+        return bench(options)
     if options.command == "demo":
         from specvlm_sglang.demo.run import DemoOptions, run
 
-        # Background shells start programs with SIGINT ignored; a terminated demo cleans up too.
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, signal.default_int_handler)
         chosen = vars(options)
         del chosen["command"]
         return run(DemoOptions(**chosen))

@@ -126,6 +126,8 @@ def save(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.pad_token_id,
     )
+    for part in (model.config.text_config, model.config.vision_config):
+        part.dtype = model.dtype
     model.save_pretrained(directory)
     area = {"shortest_edge": min_side**2, "longest_edge": max_side**2}
     processor = Qwen2_5_VLProcessor(
