@@ -49,7 +49,7 @@ class SpecVLMConfig:
     """
 
     retention: float = 0.1
-    top_p: float = 0.4
+    top_p: float = 0.2
     policy: str = "specvlm"
     max_query_rows: int = 256
     draft_kv_tokens: int | None = None

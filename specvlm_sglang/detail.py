@@ -12,6 +12,8 @@ import torch
 from specvlm_sglang.pruning.prompt import VideoPrompt
 from specvlm_sglang.pruning.selection import Selection
 
+DRAFT = "draft"
+TARGET = "target"
 _DIGITS = 6
 
 
@@ -29,18 +31,24 @@ def start_detail(req: Any, prompt: VideoPrompt) -> dict[str, Any]:
     -------
     dict
         ``grids`` (``[frames, rows, columns]`` or None for each video), ``video_lengths``,
-        ``scores``, ``stage_one`` and ``stage_two`` (None until `add_selection`: all tokens kept)
-        and ``rounds``: the draft tokens accepted in each verify round so far, a list that grows
-        with the answer. After each round's draft tokens comes one of the target's own; the
-        answer's first token comes from the target's prefill. The last round may reach beyond the
-        answer's end.
+        ``scores``, ``stage_one`` and ``stage_two`` (None until `add_selection`: all tokens kept).
+
+    Notes
+    -----
+    Each verify round adds to ``meta_info["specvlm"]``, which then has one entry for each token of
+    the answer: the report for a prefill's token, `DRAFT` for an accepted draft token and `TARGET`
+    for the target's own. SGLang sends these entries along with their tokens, streaming or not.
     """
-    if not hasattr(req, "specvlm_rounds"):
-        req.specvlm_rounds = []
+    if not hasattr(req, "specvlm_counts_rounds"):
+        req.specvlm_counts_rounds = True
         count = req.update_spec_correct_drafts_histogram
 
         def count_and_note(num_correct_drafts: int) -> None:
-            req.specvlm_rounds.append(int(num_correct_drafts))
+            entries = (req.customized_info or {}).get("specvlm")
+            if entries is not None:
+                # A grammar may have cut the round before.
+                del entries[len(req.output_ids) :]
+                entries.extend([DRAFT] * int(num_correct_drafts) + [TARGET])
             count(num_correct_drafts)
 
         # SGLang calls this once a round with the number, and keeps only a histogram.
@@ -51,7 +59,6 @@ def start_detail(req: Any, prompt: VideoPrompt) -> dict[str, Any]:
         "scores": None,
         "stage_one": None,
         "stage_two": None,
-        "rounds": req.specvlm_rounds,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 POOL_FULL = "the draft's KV cache is full"
@@ -39,8 +39,7 @@ class RequestReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, ``detail`` only where there is one."""
-        # Not `asdict`: it would copy the list of verify rounds, which still grows.
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = asdict(self)
         if self.detail is None:
             del values["detail"]
         return values

@@ -41,7 +41,7 @@ def parse(*argv: str) -> argparse.Namespace:
 def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
     assert SpecVLMConfig.from_environment({}) == SpecVLMConfig(
         retention=0.1,
-        top_p=0.4,
+        top_p=0.2,
         policy="specvlm",
         max_query_rows=256,
         draft_kv_tokens=None,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reference.selection import select_in_stages
-from specvlm_sglang.detail import add_selection, start_detail
+from specvlm_sglang.detail import DRAFT, TARGET, add_selection, start_detail
 from specvlm_sglang.observability import RequestReport
 from specvlm_sglang.pruning.prompt import find_video
 from specvlm_sglang.pruning.request import select_for
@@ -19,29 +19,48 @@ PROMPT = find_video(30, [[(2, 13)], [(15, 26)]], 8, [(2, 2, 3), None])
 
 @pytest.fixture
 def req() -> Any:
-    """SGLang's ``Req`` as far as the rounds go: it counts them in a histogram."""
+    """SGLang's ``Req`` as far as the rounds go, its prefill done."""
     histogram: list[int] = []
     return SimpleNamespace(
-        histogram=histogram, update_spec_correct_drafts_histogram=histogram.append
+        histogram=histogram,
+        update_spec_correct_drafts_histogram=histogram.append,
+        customized_info={"specvlm": [{}]},
+        output_ids=[7],
     )
 
 
-def test_rounds_grow_in_the_report_that_was_already_published(req: Any) -> None:
-    published = RequestReport(24, 12, "specvlm", detail=start_detail(req, PROMPT)).as_dict()
-    for accepted in (3, 0, 2):
-        req.update_spec_correct_drafts_histogram(accepted)
-    assert published["detail"]["rounds"] == [3, 0, 2]
-    assert req.histogram == [3, 0, 2]
+def verify(req: Any, accepted: int, tokens: int) -> None:
+    """What SGLang does after a round: note it, then commit its tokens."""
+    req.update_spec_correct_drafts_histogram(accepted)
+    req.output_ids += [7] * tokens
 
 
-def test_a_request_that_is_prefilled_again_goes_on_with_the_same_rounds(req: Any) -> None:
-    first = start_detail(req, PROMPT)
-    req.update_spec_correct_drafts_histogram(1)
-    second = start_detail(req, PROMPT)
-    req.update_spec_correct_drafts_histogram(4)
-    assert first["rounds"] is second["rounds"]
-    assert first["rounds"] == [1, 4]
-    assert req.histogram == [1, 4]
+def test_every_token_of_the_answer_has_its_origin(req: Any) -> None:
+    start_detail(req, PROMPT)
+    for accepted in (2, 0, 1):
+        verify(req, accepted, accepted + 1)
+    entries = req.customized_info["specvlm"]
+    assert entries == [{}, DRAFT, DRAFT, TARGET, TARGET, DRAFT, TARGET]
+    assert len(entries) == len(req.output_ids)
+    assert req.histogram == [2, 0, 1]
+
+
+def test_a_request_that_is_prefilled_again_notes_each_round_once(req: Any) -> None:
+    start_detail(req, PROMPT)
+    verify(req, 1, 2)
+    start_detail(req, PROMPT)
+    req.customized_info["specvlm"].append({})
+    req.output_ids.append(7)
+    verify(req, 0, 1)
+    assert req.customized_info["specvlm"] == [{}, DRAFT, TARGET, {}, TARGET]
+    assert req.histogram == [1, 0]
+
+
+def test_a_round_that_a_grammar_cut_short_keeps_the_next_ones_aligned(req: Any) -> None:
+    start_detail(req, PROMPT)
+    verify(req, 3, 2)
+    verify(req, 0, 1)
+    assert req.customized_info["specvlm"] == [{}, DRAFT, DRAFT, TARGET]
 
 
 def test_a_report_without_detail_has_no_such_field() -> None:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("DEPTH", "BRANCHES", "VERIFIED"),
         help="shape of the tree (default: 5 2 10)",
     )
-    add("--top-p", type=float, default=0.4, help="share of the attention mass of Stage I")
+    add("--top-p", type=float, default=0.2, help="share of the attention mass of Stage I")
     add("--dataset", help="videodetailcaption, mvbench, mlvu or longvideobench")
     add("--data", type=Path, help="the dataset's folder")
     add("--limit", type=int, help="at most so many samples")

@@ -106,6 +106,7 @@ def _page(options: argparse.Namespace, url: str) -> str:
         question=options.question,
         detail=detail,
         tokens=_pieces(url, answer["sglext"]["output_ids"][0]),
+        origins=meta["specvlm"],
         frames=read_frames(options.video, detail["grids"][0][0]) if detail["grids"][0] else [],
         numbers=_numbers(meta, report),
         retention=options.retention,

@@ -9,36 +9,45 @@ from typing import Any
 
 import numpy as np
 
+from specvlm_sglang.detail import DRAFT
 from specvlm_sglang.policies import POLICIES
 from specvlm_sglang.visualize.frames import Frame
 
 
-def split_rounds(tokens: Sequence[str], accepted: Sequence[int]) -> list[dict[str, Any]]:
+def split_rounds(tokens: Sequence[str], origins: Sequence[Any]) -> list[dict[str, Any]]:
     """Divide an answer into its prefill token and its verify rounds.
 
     Parameters
     ----------
     tokens
         Text of each token of the answer.
-    accepted
-        Draft tokens accepted in each round; after them comes the target's own token. The last
-        round may reach beyond the answer's end.
+    origins
+        ``meta_info["specvlm"]`` with detail: an entry for each token
+        (`specvlm_sglang.detail.start_detail`).
 
     Returns
     -------
     list of dict
         ``drafted`` (list of str) and ``own`` (str, or None where the answer ended before it). The
         first has the target's prefill token only.
+
+    Raises
+    ------
+    ValueError
+        Not one origin a token.
     """
-    rounds: list[dict[str, Any]] = [{"drafted": [], "own": token} for token in tokens[:1]]
-    at = 1
-    for count in accepted:
-        if at >= len(tokens):
-            break
-        drafted = list(tokens[at : at + count])
-        own = tokens[at + count] if at + count < len(tokens) else None
-        rounds.append({"drafted": drafted, "own": own})
-        at += count + 1
+    if len(tokens) != len(origins):
+        raise ValueError(f"{len(origins)} origins must be as many as tokens, {len(tokens)}")
+    rounds: list[dict[str, Any]] = []
+    drafted: list[str] = []
+    for token, origin in zip(tokens, origins, strict=True):
+        if origin == DRAFT:
+            drafted.append(token)
+        else:
+            rounds.append({"drafted": drafted, "own": token})
+            drafted = []
+    if drafted:
+        rounds.append({"drafted": drafted, "own": None})
     return rounds
 
 
@@ -47,6 +56,7 @@ def render(
     question: str,
     detail: dict[str, Any],
     tokens: Sequence[str],
+    origins: Sequence[Any],
     frames: Sequence[Frame],
     numbers: Sequence[tuple[str, str]],
     retention: float,
@@ -61,8 +71,8 @@ def render(
         What was asked.
     detail
         The report's ``detail`` (`specvlm_sglang.detail.start_detail`), of one video with a grid.
-    tokens
-        Text of each token of the answer.
+    tokens, origins
+        As for `split_rounds`.
     frames
         One picture for each frame of the grid.
     numbers
@@ -91,7 +101,7 @@ def render(
         "scores": scores,
         "permutation": np.random.default_rng(0).permutation(detail["video_lengths"][0]).tolist(),
         "frames": [{"time": frame.time, "url": frame.url} for frame in frames],
-        "rounds": split_rounds(tokens, detail["rounds"]),
+        "rounds": split_rounds(tokens, origins),
         "numbers": list(numbers),
         "retention": retention,
         "policy": policy,

@@ -41,11 +41,13 @@ def test_the_detail_explains_the_selection_and_every_verify_round(
     expected = select_in_stages(detail["scores"], 0.5)
     assert detail["stage_one"] == expected.stage_one.tolist()
     assert detail["stage_two"] == expected.stage_two.tolist()
-    assert len(detail["rounds"]) == meta(answer)["spec_verify_ct"]
-    assert sum(detail["rounds"]) == meta(answer)["spec_num_correct_drafts"]
-    # The prefill's token, then each round's; the last round may reach beyond the answer's end.
-    emitted = 1 + sum(accepted + 1 for accepted in detail["rounds"])
-    assert 0 <= emitted - len(answer.output_ids) <= detail["rounds"][-1]
+    origins = meta(answer)["specvlm"][1:]
+    assert len(origins) == len(answer.output_ids) - 1
+    histogram = meta(answer)["spec_correct_drafts_histogram"]
+    # The last round may reach beyond the answer's end.
+    drafts = sum(accepted * rounds for accepted, rounds in enumerate(histogram))
+    assert 0 <= drafts - origins.count("draft") < len(histogram)
+    assert origins.count("target") in (sum(histogram) - 1, sum(histogram))
 
 
 def test_two_videos_are_told_apart(server: Server, clip_paths: list[Path]) -> None:

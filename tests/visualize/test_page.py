@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from reference.selection import select_in_stages
+from specvlm_sglang.detail import DRAFT, TARGET
 from specvlm_sglang.visualize.frames import read_frames
 from specvlm_sglang.visualize.page import render, split_rounds
 
@@ -28,12 +29,12 @@ def page(video: Path, **changed: Any) -> str:
         "scores": SCORES,
         "stage_one": [],
         "stage_two": [],
-        "rounds": [2, 0, 3],
     }
     settings: dict[str, Any] = {
         "question": "Is </script> shown?",
         "detail": detail,
         "tokens": ["A", " red", " disc", " moves", ".", " Then"],
+        "origins": [{}, DRAFT, DRAFT, TARGET, TARGET, DRAFT],
         "frames": read_frames(video, GRID[0]),
         "numbers": [("video tokens", "60")],
         "retention": 0.2,
@@ -44,15 +45,22 @@ def page(video: Path, **changed: Any) -> str:
 
 
 def test_each_round_ends_with_the_targets_own_token() -> None:
-    assert split_rounds(["a", "b", "c", "d", "e"], [2, 0]) == [
+    origins = [{}, DRAFT, DRAFT, TARGET, TARGET]
+    assert split_rounds(["a", "b", "c", "d", "e"], origins) == [
         {"drafted": [], "own": "a"},
         {"drafted": ["b", "c"], "own": "d"},
         {"drafted": [], "own": "e"},
     ]
 
 
-def test_a_last_round_beyond_the_answers_end_is_cut() -> None:
-    assert split_rounds(["a", "b", "c"], [4, 1])[1:] == [{"drafted": ["b", "c"], "own": None}]
+def test_a_last_round_that_the_answers_end_cut_has_no_own_token() -> None:
+    rounds = split_rounds(["a", "b", "c"], [{}, DRAFT, DRAFT])
+    assert rounds[1:] == [{"drafted": ["b", "c"], "own": None}]
+
+
+def test_an_answer_without_an_origin_for_each_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 origins must be as many as tokens, 2"):
+        split_rounds(["a", "b"], [{}])
 
 
 def test_a_page_of_two_videos_is_refused(clip_paths: list[Path]) -> None:
