@@ -44,7 +44,7 @@ class Setting:
     policy: str
     retention: float
     scheme: str = "mrope"
-    top_p: float = 0.4
+    top_p: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def settings() -> list[Setting]:
     for retention in RETENTIONS[1:-1]:
         found += [Setting(policy, retention) for policy in POLICIES]
         found.append(Setting("specvlm", retention, "contiguous"))
-        found += [Setting("specvlm", retention, top_p=p) for p in (0.1, 0.2)]
+        found += [Setting("specvlm", retention, top_p=p) for p in (0.1, 0.4)]
     return found
 
 

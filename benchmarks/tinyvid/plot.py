@@ -31,7 +31,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(_TITLES), figsize=(11, 4.2), sharey=True)
     for panel, ((clips, asked), title) in zip(panels, _TITLES.items(), strict=True):
         here = [row for row in rows if row["clips"] == clips and row["asked"] == asked]
-        usual = [row for row in here if row["scheme"] == "mrope" and row["top_p"] == 0.4]
+        usual = [row for row in here if row["scheme"] == "mrope" and row["top_p"] == 0.2]
         ends = [row for row in usual if row["policy"] == "none"]
         for policy in _SHOWN:
             line = [row for row in usual if row["policy"] == policy] + ends

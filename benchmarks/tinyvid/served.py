@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--draft", type=Path, required=True, help="draft's directory")
     parser.add_argument("--out", type=Path, required=True, help="folder for served.json")
     parser.add_argument("--clips", type=int, default=12, help="held-out clips")
-    parser.add_argument("--top-p", type=float, default=0.4, help="mass that Stage I retains")
+    parser.add_argument("--top-p", type=float, default=0.2, help="mass that Stage I retains")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     console = Console()

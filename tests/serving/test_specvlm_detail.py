@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from reference.selection import select_in_stages
+from specvlm_sglang.config import SpecVLMConfig
 from tests.serving.specvlm import CHAIN, NEW_TOKENS, launch, meta, report, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
@@ -38,7 +39,7 @@ def test_the_detail_explains_the_selection_and_every_verify_round(
     detail = report(answer)["detail"]
     (grid,) = detail["grids"]
     assert len(detail["scores"]) == report(answer)["video_tokens"] == grid[0] * grid[1] * grid[2]
-    expected = select_in_stages(detail["scores"], 0.5)
+    expected = select_in_stages(detail["scores"], 0.5, SpecVLMConfig.top_p)
     assert detail["stage_one"] == expected.stage_one.tolist()
     assert detail["stage_two"] == expected.stage_two.tolist()
     origins = meta(answer)["specvlm"][1:]

@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from reference.selection import select_video_tokens
+from specvlm_sglang.config import SpecVLMConfig
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, ask, ask_all, launch, meta, report, state
 from tests.support import hf, probe
@@ -101,7 +102,7 @@ def test_scores_equal_the_attention_of_transformers_and_select_as_the_reference(
                 scores.numpy(), expected_scores(vl_target, case), rtol=SCORE_RTOL
             )
             prefill = next(record for record in records if record["kind"] == "prefill")
-            kept = select_video_tokens(scores.numpy(), 0.3, policy="specvlm")
+            kept = select_video_tokens(scores.numpy(), 0.3, SpecVLMConfig.top_p)
             inputs, _, positions, _ = embedded(vl_target, case)
             columns = kept_columns(inputs, kept, vl_target)
             assert torch.equal(prefill["mrope_positions"][:, :-1], positions[:, 0, columns])
@@ -130,7 +131,7 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
         inputs, embeddings, positions, (model, delta) = embedded(vl_draft, case)
         scores = [record["scores"].numpy() for record in records if record["kind"] == "scores"]
         kept = (
-            select_video_tokens(scores[0], retention)
+            select_video_tokens(scores[0], retention, SpecVLMConfig.top_p)
             if scores
             else np.arange(case.video_tokens, dtype=np.int64)
         )

@@ -23,6 +23,7 @@ import requests
 import torch
 
 from reference.selection import select_video_tokens
+from specvlm_sglang.config import SpecVLMConfig
 from tests.serving.specvlm import CHAIN, meta, report, state
 from tests.support import checkpoints, clips, llava_hf, probe
 from tests.support.llava_checkpoints import DRAFT_TOWER, llava_onevision
@@ -288,7 +289,7 @@ def check_draft_logits(
     scores = [record["scores"].numpy() for record in records if record["kind"] == "scores"]
     if scores:
         places, _ = video_places(directory, ids, frames=4)
-        kept = torch.from_numpy(select_video_tokens(scores[0], retention))
+        kept = torch.from_numpy(select_video_tokens(scores[0], retention, SpecVLMConfig.top_p))
         dropped = places[~torch.isin(torch.arange(len(places)), kept)]
         columns = columns[~torch.isin(columns, dropped)]
     emitted = [answer.output_ids[0]]
