@@ -100,12 +100,13 @@ def test_the_flags_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         assert flag in shown
 
 
-def demo_process(*arguments: str) -> subprocess.Popen[str]:
+def demo_process(*arguments: str, folder: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "specvlm_sglang.cli", "demo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
 
@@ -146,8 +147,11 @@ def test_an_interrupted_demo_leaves_no_process_behind(
 @pytest.mark.slow
 @pytest.mark.serving
 def test_the_demo_answers_alike_with_and_without_specvlm(tmp_path: Path) -> None:
-    demo = demo_process("--parameters", "0", "--dtype", "float32", "--repeats", "1")
+    demo = demo_process(
+        "--parameters", "0", "--dtype", "float32", "--repeats", "1", folder=tmp_path
+    )
     out, _ = demo.communicate(timeout=900)
     assert demo.returncode == 0, out
     assert "Both servers gave the same answer." in out
     assert "tokens per target pass" in out
+    assert "accepted from the draft" in (tmp_path / "demo/index.html").read_text()

@@ -24,6 +24,7 @@ CLIP_SEED = 3_000_000_007
 CLIP_SECONDS = 16
 CLIP_SIDE = 224
 START_SECONDS = 900.0
+PAGE = Path("demo/index.html")
 _ENLARGED_BYTES = 3 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -129,12 +130,44 @@ def _run(options: DemoOptions, console: Console, folder: Path) -> None:
             ]
             meta = meta_info(fast.url, messages, options.max_tokens)
         console.print(_table(options, draft, meta, rounds))
+        _write_page(options, console, fast.url, video, question, rounds)
         exact = all(pair[1].text == shown.text == pair[0].text for pair in rounds)
         console.print(
             "[green]Both servers gave the same answer.[/]"
             if exact
             else f"[red]The answers differ[/] ({options.dtype} logits can tie; try --dtype float32)"
         )
+        if not exact and options.dtype == "float32":
+            raise DemoError("in float32 the answers of both servers must be the same")
+
+
+def _write_page(
+    options: DemoOptions,
+    console: Console,
+    url: str,
+    video: Path,
+    question: str,
+    rounds: list[tuple[Timed, Timed]],
+) -> None:
+    from specvlm_sglang.visualize.command import ask_for_page
+
+    fast, plain = _speeds(rounds)
+    try:
+        page = ask_for_page(
+            url,
+            video,
+            question,
+            retention=options.retention,
+            policy="specvlm",
+            max_tokens=options.max_tokens,
+            more_numbers=[("decoding", f"{fast:.1f} tokens/s"), ("plain", f"{plain:.1f} tokens/s")],
+        )
+    except ValueError as error:
+        console.print(f"no page: {error}", soft_wrap=True)
+        return
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page, encoding="utf-8")
+    console.print(f"What the draft saw and wrote, to look at in a browser: [bold]{PAGE}[/]")
 
 
 def _check_numbers(options: DemoOptions) -> None:
@@ -215,9 +248,7 @@ def _table(
     options: DemoOptions, draft: str, meta: dict[str, Any], rounds: list[tuple[Timed, Timed]]
 ) -> Table:
     report = meta["specvlm"][0]
-    fast, plain = (
-        statistics.median(pair[index].tokens_per_second for pair in rounds) for index in (0, 1)
-    )
+    fast, plain = _speeds(rounds)
     ratio = statistics.median(
         pair[0].tokens_per_second / pair[1].tokens_per_second for pair in rounds
     )
@@ -253,6 +284,14 @@ def _table(
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _speeds(rounds: list[tuple[Timed, Timed]]) -> tuple[float, float]:
+    """Median tokens per second of the SPECVLM server and of the plain one."""
+    fast, plain = (
+        statistics.median(pair[index].tokens_per_second for pair in rounds) for index in (0, 1)
+    )
+    return fast, plain
 
 
 def _kv_bytes(draft: Path, dtype: str) -> int:

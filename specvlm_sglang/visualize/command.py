@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ def run(options: argparse.Namespace) -> int:
             ExitStack() as all_,
         ):
             url = options.url or _start(options, Path(folder), all_)
-            page = _page(options, url.rstrip("/"))
+            page = ask_for_page(
+                url.rstrip("/"),
+                options.video,
+                options.question,
+                retention=options.retention,
+                policy=options.policy,
+                max_tokens=options.max_tokens,
+            )
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(page, encoding="utf-8")
     except (DemoError, ValueError, OSError, openai.APIError) as error:
@@ -77,19 +85,45 @@ def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
     return server.url
 
 
-def _page(options: argparse.Namespace, url: str) -> str:
+def ask_for_page(
+    url: str,
+    video: Path,
+    question: str,
+    *,
+    retention: float,
+    policy: str,
+    max_tokens: int,
+    more_numbers: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Ask a running SPECVLM server greedily; the page of its answer.
+
+    Parameters
+    ----------
+    url
+        Of the server, without a slash at its end.
+    video, question
+        What to ask about, and what.
+    retention, policy
+        As of a request.
+    max_tokens
+        Length limit of the answer.
+    more_numbers
+        Shown after the page's own.
+
+    Raises
+    ------
+    DemoError
+        The server does not run SPECVLM.
+    ValueError
+        The page cannot show this prompt (`page.render`).
+    """
     top_p = SpecVLMConfig.top_p
-    chosen = {
-        "retention": options.retention,
-        "policy": options.policy,
-        "top_p": top_p,
-        "detail": True,
-    }
+    chosen = {"retention": retention, "policy": policy, "top_p": top_p, "detail": True}
     client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     answer = client.chat.completions.create(
         model="default",
-        messages=messages_of(options.video, options.question),
-        max_tokens=options.max_tokens,
+        messages=messages_of(video, question),
+        max_tokens=max_tokens,
         temperature=0,
         extra_body={
             "return_meta_info": True,
@@ -99,18 +133,18 @@ def _page(options: argparse.Namespace, url: str) -> str:
     ).model_dump()
     meta = answer["choices"][0]["meta_info"]
     if "specvlm" not in meta:
-        raise DemoError(f"--url {url}: that server does not run SPECVLM")
+        raise DemoError(f"{url}: that server does not run SPECVLM")
     report = meta["specvlm"][0]
     detail = report["detail"]
     return render(
-        question=options.question,
+        question=question,
         detail=detail,
         tokens=_pieces(url, answer["sglext"]["output_ids"][0]),
         origins=meta["specvlm"],
-        frames=read_frames(options.video, detail["grids"][0][0]) if detail["grids"][0] else [],
-        numbers=_numbers(meta, report),
-        retention=options.retention,
-        policy=options.policy,
+        frames=read_frames(video, detail["grids"][0][0]) if detail["grids"][0] else [],
+        numbers=[*_numbers(meta, report), *more_numbers],
+        retention=retention,
+        policy=policy,
         top_p=top_p,
     )
 
