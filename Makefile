@@ -4,8 +4,6 @@ TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 READY := .venv/.ready
 RUN := $(UV) run --frozen --no-sync
-# One worker takes every test with a server, so that they share servers; the other one the rest.
-TWO := -n 2 --dist loadgroup
 # Two of everything fit a small machine; torch would otherwise start a thread per core and process.
 export TOKENIZERS_PARALLELISM := false
 
@@ -38,10 +36,10 @@ picture: $(READY)  ## Prune a real clip with the reference and draw what a draft
 	$(RUN) python examples/pruned_clip.py
 
 test: $(READY)  ## Every test that runs without a GPU in reasonable time
-	$(RUN) pytest -m "not slow" $(TWO)
+	$(RUN) pytest -m "not slow"
 
 test-all: $(READY)  ## The slow tests too
-	$(RUN) pytest $(TWO)
+	$(RUN) pytest
 
 check: $(READY)  ## Formatting, lint, types
 	$(RUN) ruff format --check .

@@ -124,17 +124,14 @@ def image_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def pytest_configure() -> None:
     """Interrupted or terminated, end by the fixtures' clean-up, so that servers are stopped.
 
-    Shells start background programs, and xdist its workers, with SIGINT ignored.
+    Shells start background programs with SIGINT ignored.
     """
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep servers in one worker; skip tests marked `gpu` where there is no CUDA device."""
-    for item in items:
-        if item.get_closest_marker("serving"):
-            item.add_marker(pytest.mark.xdist_group("servers"))
+    """Skip tests marked `gpu` where there is no CUDA device."""
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return

@@ -81,7 +81,7 @@ def test_scores_and_both_stages_are_those_of_the_selection(req: Any) -> None:
     add_selection(
         detail, torch.from_numpy(scores), select_for(PROMPT, options, torch.tensor(scores))
     )
-    expected = select_in_stages(scores, 0.5)
+    expected = select_in_stages(scores, 0.5, options.top_p)
     assert expected.stage_one.size
     assert expected.stage_two.size
     assert detail["stage_one"] == expected.stage_one.tolist()

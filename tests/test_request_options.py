@@ -54,12 +54,12 @@ def test_a_request_without_options_gets_the_servers(custom: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"retention": 0.25}, (0.25, "uniform", 0.4)),
-        ({"retention": 1}, (1, "uniform", 0.4)),
-        ({"policy": "none"}, (0.3, "none", 0.4)),
-        ({"retention": 0.01, "policy": "specvlm-grid"}, (0.01, "specvlm-grid", 0.4)),
+        ({"retention": 0.25}, (0.25, "uniform", SERVER.top_p)),
+        ({"retention": 1}, (1, "uniform", SERVER.top_p)),
+        ({"policy": "none"}, (0.3, "none", SERVER.top_p)),
+        ({"retention": 0.01, "policy": "specvlm-grid"}, (0.01, "specvlm-grid", SERVER.top_p)),
         ({"top_p": 0}, (0.3, "uniform", 0)),
-        ({}, (0.3, "uniform", 0.4)),
+        ({}, (0.3, "uniform", SERVER.top_p)),
     ],
 )
 def test_what_a_request_gives_overrides_the_servers_settings(
