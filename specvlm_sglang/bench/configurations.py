@@ -13,9 +13,9 @@ UNPRUNED = "unpruned"
 CHAIN, TREE = "chain", "tree"
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
 MAIN = "specvlm-0.1"
-"""The configuration that the bars are about: the paper's settings."""
-SPARING = f"{MAIN}-p0.2"
-"""The same with a smaller Stage I, which leaves room for evenly spaced tokens in long videos."""
+"""The configuration that the bars are about."""
+PAPER = f"{MAIN}-p0.4"
+"""The same with the paper's Stage I, which leaves little room for evenly spaced tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ REGISTRY: dict[str, Configuration] = {
         *(_pruned(retention) for retention in RETENTIONS),
         Configuration(f"{UNPRUNED}-tree", TREE, 1.0, "specvlm"),
         *(_pruned(retention, shape=TREE) for retention in RETENTIONS),
-        *(_pruned(retention, top_p=0.2) for retention in RETENTIONS),
+        *(_pruned(retention, top_p=0.4) for retention in RETENTIONS),
         *(
             _pruned(retention, policy)
             for policy in POLICIES

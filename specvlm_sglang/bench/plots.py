@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specvlm_sglang.bench.configurations import MAIN, SPARING, TREE, configuration
+from specvlm_sglang.bench.configurations import MAIN, PAPER, TREE, configuration
 from specvlm_sglang.bench.summary import Row, Spread
 from specvlm_sglang.bench.workloads import MAIN_WORKLOAD
 
 _STYLES = {"decode": "-", "end to end": "--", "all together": "-."}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _NOTE_WIDTH = 110
-_USERS = {MAIN: "server's top-p", SPARING: "top-p 0.2"}
+_USERS = {MAIN: "server's top-p", PAPER: "top-p 0.4"}
 _LENGTHS = {"512": 512, MAIN_WORKLOAD: 2048, "8k": 8192}
 _TOGETHER = {MAIN_WORKLOAD: 1, f"{MAIN_WORKLOAD}-x4": 4, f"{MAIN_WORKLOAD}-x8": 8}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specvlm_sglang import demo
-from specvlm_sglang.bench.configurations import MAIN, PLAIN, SPARING, UNPRUNED
+from specvlm_sglang.bench.configurations import MAIN, PLAIN, PAPER, UNPRUNED
 
 if TYPE_CHECKING:
     from specvlm_sglang.bench.datasets import Sample
@@ -20,12 +20,12 @@ FIRST_SEED = 5_000_000_000
 """Training drew its scenes' seeds from below 2 ** 31, the evaluation from other ranges."""
 LONG_ANSWER = 128
 """Clips of the default workloads are to be answered with at least so many tokens."""
-_FOUR = (PLAIN, UNPRUNED, MAIN, SPARING)
+_FOUR = (PLAIN, UNPRUNED, MAIN, PAPER)
 _ALL = (
-    *(*_FOUR, "specvlm-0.5", "specvlm-0.25", "specvlm-0.05", "specvlm-0.05-p0.2"),
-    *(f"{MAIN}-tree", f"{SPARING}-tree"),
+    *(*_FOUR, "specvlm-0.5", "specvlm-0.25", "specvlm-0.05", "specvlm-0.05-p0.4"),
+    *(f"{MAIN}-tree", f"{PAPER}-tree"),
 )
-_THREE = (PLAIN, MAIN, SPARING)
+_THREE = (PLAIN, MAIN, PAPER)
 
 
 @dataclass(frozen=True)
