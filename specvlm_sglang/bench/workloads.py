@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specvlm_sglang import demo
-from specvlm_sglang.bench.configurations import MAIN, PLAIN, PAPER, UNPRUNED
+from specvlm_sglang.bench.configurations import MAIN, PAPER, PLAIN, UNPRUNED
 
 if TYPE_CHECKING:
     from specvlm_sglang.bench.datasets import Sample
