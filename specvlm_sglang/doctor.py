@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
+from specvlm_sglang.needs import ModelNeeds, model_needs
+
 GIB = 1 << 30
+FLASHINFER = "flashinfer-python"
+_FLASHINFER_KERNELS = ("flashinfer-cubin", "flashinfer-jit-cache")
+_LONG_VIDEO = 32_768
 
 
 @dataclass(frozen=True)
@@ -89,14 +96,13 @@ def _device() -> Iterator[Finding]:
     from sglang.srt.platforms import current_platform
 
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        yield Finding("device", f"{name}, {torch.cuda.device_count()} of them")
-        try:
-            import flashinfer
-
-            yield Finding("FlashInfer", flashinfer.__version__)
-        except ImportError:
-            yield Finding("FlashInfer", "missing", "pip install flashinfer-python")
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        cuda = f"CUDA {torch.version.cuda}"
+        yield Finding("device", f"{torch.cuda.device_count()} x {name}, sm_{major}{minor}, {cuda}")
+        if major < 8:
+            advice = "bfloat16 and FlashInfer's kernels want compute capability 8.0 or more"
+            yield Finding("compute capability", f"{major}.{minor}", advice)
+        yield from flashinfer_findings(shutil.which("nvcc"))
         yield Finding("verified", "nothing of this project has been run on a GPU yet")
         return
     platform = type(current_platform).__name__
@@ -107,6 +113,39 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", f"no GPU, and SGLang uses {platform}", advice, blocks=True)
 
 
+def flashinfer_findings(nvcc: str | None) -> Iterator[Finding]:
+    """Whether FlashInfer is there, and where its kernels come from.
+
+    Parameters
+    ----------
+    nvcc
+        Path of CUDA's compiler; None where there is none.
+    """
+    versions = {name: _version(name) for name in (FLASHINFER, *_FLASHINFER_KERNELS)}
+    if versions[FLASHINFER] is None:
+        yield Finding(
+            "FlashInfer",
+            "missing",
+            f"pip install {FLASHINFER}, or choose another --attention-backend",
+        )
+        return
+    yield Finding("FlashInfer", str(versions[FLASHINFER]))
+    ready = [name for name in _FLASHINFER_KERNELS if versions[name]]
+    if ready or nvcc:
+        found = " and ".join([*ready, *([f"compiled at first use by {nvcc}"] if nvcc else [])])
+        yield Finding("its kernels", found)
+    else:
+        advice = f"pip install {_FLASHINFER_KERNELS[-1]}, or install CUDA's compiler"
+        yield Finding("its kernels", "neither packaged nor a compiler for them", advice)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _memory() -> Iterator[Finding]:
     import psutil
 
@@ -114,6 +153,18 @@ def _memory() -> Iterator[Finding]:
     found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     small = memory.available < 4 * GIB
     yield Finding("memory", found, "a server takes some 3 GiB before its weights" if small else "")
+
+
+def _free_bytes() -> tuple[int, str]:
+    """Memory for weights and KV caches, and whose it is."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        free = sum(torch.cuda.mem_get_info(index)[0] for index in range(count))
+        return free, f"on {count} GPU" + ("s" if count > 1 else "")
+    return psutil.virtual_memory().available, "in main memory"
 
 
 def _video() -> Iterator[Finding]:
@@ -154,3 +205,41 @@ def _pair(target: str, draft: str) -> Iterator[Finding]:
         yield Finding("pair", str(error), advice, blocks=True)
     else:
         yield Finding("pair", f"{draft} can draft for {target}")
+        yield from needs_findings(model_needs(target), model_needs(draft), *_free_bytes())
+
+
+def needs_findings(
+    target: ModelNeeds, draft: ModelNeeds, free: int, where: str
+) -> Iterator[Finding]:
+    """Whether a pair fits into memory, and whether the draft reads as far as the target.
+
+    Parameters
+    ----------
+    target, draft
+        What they need.
+    free
+        Bytes for weights and KV caches.
+    where
+        Whose memory that is, for people.
+    """
+    weights = [needs.weight_bytes for needs in (target, draft)]
+    if weights[0] is None or weights[1] is None:
+        yield Finding("weights", "not on this disk yet: whether they fit is not known")
+    else:
+        left = free - weights[0] - weights[1]
+        sizes = f"target {weights[0] / GIB:.2f} GiB, draft {weights[1] / GIB:.2f} GiB"
+        found = f"{sizes}; {free / GIB:.1f} GiB free {where}"
+        if left < 0:
+            advice = "take a smaller or quantized pair, more GPUs (--tp-size), or end what fills it"
+            yield Finding("weights", found, advice, blocks=True)
+        else:
+            yield Finding("weights", found)
+            tokens = left // (target.kv_bytes_per_token + draft.kv_bytes_per_token)
+            short = tokens < _LONG_VIDEO
+            advice = f"a long video has {_LONG_VIDEO:,}; lower --max-total-tokens" if short else ""
+            yield Finding("KV cache", f"at most {tokens:,} tokens beside the weights", advice)
+    contexts = f"target {target.context:,} tokens, draft {draft.context:,}"
+    advice = ""
+    if draft.context < target.context:
+        advice = f"--context-length {draft.context}: beyond, the draft guesses badly"
+    yield Finding("context", contexts, advice)
