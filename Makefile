@@ -7,7 +7,7 @@ RUN := $(UV) run --frozen --no-sync
 # Two of everything fit a small machine; torch would otherwise start a thread per core and process.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo picture test test-all check format coverage bench-kernels clean
+.PHONY: help setup demo picture test test-all test-gpu check format coverage bench-kernels clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ test: $(READY)  ## Every test that runs without a GPU in reasonable time
 
 test-all: $(READY)  ## The slow tests too
 	$(RUN) pytest
+
+test-gpu: $(READY)  ## What needs a GPU; writes gpu-report/ to attach to an issue
+	$(RUN) python -m tests.gpu
 
 check: $(READY)  ## Formatting, lint, types
 	$(RUN) ruff format --check .

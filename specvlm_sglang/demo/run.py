@@ -25,6 +25,7 @@ CLIP_SECONDS = 16
 CLIP_SIDE = 224
 START_SECONDS = 900.0
 PAGE = Path("demo/index.html")
+KV_TOKENS = 65_536
 _ENLARGED_BYTES = 3 << 30
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -88,7 +89,8 @@ def _run(options: DemoOptions, console: Console, folder: Path) -> None:
     _check_numbers(options)
     target, draft = _models(options, console)
     video, question, truth = _clip(options, folder)
-    plain_arguments = ("--dtype", options.dtype)
+    # Both servers may share one GPU: neither may take what is free for its KV cache.
+    plain_arguments = ("--dtype", options.dtype, "--max-total-tokens", str(KV_TOKENS))
     arguments = (
         *plain_arguments,
         *("--speculative-algorithm", "SPECVLM", "--speculative-draft-model-path", draft),

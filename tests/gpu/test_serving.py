@@ -1,0 +1,144 @@
+"""A SPECVLM server on a GPU says what a plain one says, whichever backend and graphs it uses.
+
+The shipped pair in bfloat16. Where an answer differs from the plain server's, the two tokens must
+tie there: the plain server's own logits for them differ by no more than `TIE`. One case runs on
+the CPU too, so that these lines are tried where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specvlm_sglang import demo
+from tests.serving.specvlm import meta, report, state
+from tests.support.messages import user
+from tests.support.server import ChatAnswer, Server
+
+pytestmark = pytest.mark.serving
+TIE = 0.25
+"""Logits of these models reach 32, where neighbouring bfloat16 numbers are 0.125 or 0.25 apart."""
+NEW_TOKENS = 160
+# Two servers share one GPU: neither may take what is free for its KV cache.
+PLAIN = ("--dtype", "bfloat16", "--max-total-tokens", "65536")
+CHAIN = ("--speculative-num-steps", "5")
+TREE = (
+    *("--speculative-num-steps", "4", "--speculative-eagle-topk", "4"),
+    *("--speculative-num-draft-tokens", "16"),
+)
+
+
+def specvlm(draft: Path, *more: str) -> tuple[str, ...]:
+    """Launch arguments of a SPECVLM server."""
+    algorithm = ("--speculative-algorithm", "SPECVLM")
+    return (*PLAIN, *algorithm, "--speculative-draft-model-path", str(draft), *more)
+
+
+def on_gpu(*arguments: str, name: str, devices: int = 1, capability: int = 8) -> Any:
+    """Launch arguments that need CUDA, and what else of it."""
+    marks = [pytest.mark.gpu]
+    if torch.cuda.is_available():
+        found = (torch.cuda.device_count(), torch.cuda.get_device_capability()[0])
+        reason = (
+            f"needs {devices} GPUs of capability {capability}.0, found {found[0]} of {found[1]}"
+        )
+        marks.append(
+            pytest.mark.skipif(found < (devices, 0) or found[1] < capability, reason=reason)
+        )
+    return pytest.param(arguments, marks=marks, id=name)
+
+
+SERVERS = [
+    pytest.param(CHAIN, marks=pytest.mark.slow, id="CPU"),
+    on_gpu(*CHAIN, name="defaults"),
+    on_gpu(*TREE, name="tree"),
+    on_gpu(*CHAIN, "--attention-backend", "flashinfer", "--disable-cuda-graph", name="no graphs"),
+    on_gpu(*CHAIN, "--disable-overlap-schedule", name="no overlap"),
+    on_gpu(*CHAIN, "--attention-backend", "triton", name="triton"),
+    on_gpu(*CHAIN, "--attention-backend", "fa3", name="fa3", capability=9),
+    on_gpu(*CHAIN, "--tp-size", "2", name="two ranks", devices=2),
+]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """Descriptions of three clips, questions about them, a text."""
+    folder = tmp_path_factory.mktemp("gpu-clips")
+    found = [user("Describe nothing.")]
+    for seed in range(3):
+        clip = folder / f"{seed}.mp4"
+        scene = demo.make_clip(clip, 7_000_000_000 + seed, seconds=8 + 4 * seed)
+        questions = [demo.description(scene)[0]]
+        questions += [question for question, _ in demo.questions_and_answers(scene)[:2]]
+        found += [user(clip, question) for question in questions]
+    return found
+
+
+def ask_all(
+    server: Server, prompts: Sequence[list[dict[str, Any]]], at_once: int, **options: Any
+) -> list[ChatAnswer]:
+    def ask(messages: list[dict[str, Any]]) -> ChatAnswer:
+        return server.chat(messages, max_tokens=NEW_TOKENS, return_meta_info=True, **options)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(ask, prompts))
+
+
+def gap_at(plain: ChatAnswer, index: int, token: int) -> float:
+    """How much less likely, in logits, the plain server held ``token`` at ``index`` of its answer.
+
+    Infinite where the token is not among the likeliest that it reported.
+    """
+    entries = meta(plain)["output_top_logprobs"][index]
+    logits = {entry[1]: entry[0] for entry in entries}
+    return float(max(logits.values()) - logits[token]) if token in logits else float("inf")
+
+
+def assert_same_but_for_ties(plain: ChatAnswer, found: ChatAnswer) -> None:
+    """Equal tokens up to the first tie of the plain server's logits."""
+    pairs = zip(plain.output_ids, found.output_ids, strict=False)
+    for index, (wanted, got) in enumerate(pairs):
+        if wanted != got:
+            gap = gap_at(plain, index, got)
+            assert gap <= TIE, f"token {index}: {got} instead of {wanted}, {gap:.3f} apart"
+            return
+    assert len(plain.output_ids) == len(found.output_ids)
+
+
+@pytest.mark.parametrize("arguments", SERVERS)
+def test_answers_are_the_plain_servers_and_the_draft_helps(
+    serve: Any, prompts: list[list[dict[str, Any]]], arguments: tuple[str, ...]
+) -> None:
+    plain = serve(demo.target_path(), *PLAIN)
+    wanted = ask_all(plain, prompts, 4, logprobs=True, top_logprobs=5)
+    server = serve(demo.target_path(), *specvlm(demo.draft_path(), *arguments))
+    for retention in (1.0, 0.1):
+        options = {"custom_params": {"specvlm": {"retention": retention}}}
+        for at_once in (1, 4):
+            for one, other in zip(
+                wanted, ask_all(server, prompts, at_once, **options), strict=True
+            ):
+                assert_same_but_for_ties(one, other)
+                assert report(other)["cold"] is None
+                assert report(other)["fallback"] is None
+    described = ask_all(server, prompts[1:2], 1)[0]
+    emitted, rounds = meta(described)["completion_tokens"] - 1, meta(described)["spec_verify_ct"]
+    assert emitted / rounds >= 3.0, "the shipped pair accepts about four tokens a round"
+    assert state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.gpu
+def test_a_draft_with_the_targets_weights_that_sees_everything_is_nearly_always_accepted(
+    serve: Any, prompts: list[list[dict[str, Any]]]
+) -> None:
+    launch = specvlm(demo.target_path(), *CHAIN, "--specvlm-retention", "1.0")
+    answers = ask_all(serve(demo.target_path(), *launch), prompts, 4)
+    tokens = sum(meta(answer)["completion_tokens"] - 1 for answer in answers)
+    rounds = sum(meta(answer)["spec_verify_ct"] for answer in answers)
+    # Six a round but for each answer's last one, and ties that draft and verify break apart.
+    assert tokens / (rounds - len(answers)) >= 5.7
