@@ -49,6 +49,7 @@ def prompts(all_clips: list[Path], image_paths: list[Path]) -> list[Messages]:
     ]
 
 
+@pytest.mark.slow
 def test_without_the_switch_a_video_is_answered_as_sglangs_own_conventions_say(
     serve: Any, vl_target: Path, prompts: list[Messages]
 ) -> None:

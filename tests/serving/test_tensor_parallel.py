@@ -15,6 +15,7 @@ from tests.support import checkpoints
 pytestmark = pytest.mark.serving
 
 
+@pytest.mark.slow
 def test_two_ranks_of_specvlm_answer_as_transformers_does(
     serve: Any,
     vl_target: Path,
