@@ -32,7 +32,9 @@ class SpecVLMConfig:
     top_p
         Share of the attention mass that Stage I retains, in [0, 1].
     policy
-        Pruning policy, one of `specvlm_sglang.policies.POLICIES`.
+        Pruning policy, one of `specvlm_sglang.policies.policy_names`.
+    policy_file
+        Python file with policies of the user's own.
     max_query_rows
         At most this many tokens after the last video token score the video, the newest ones.
     draft_kv_tokens
@@ -51,14 +53,17 @@ class SpecVLMConfig:
     retention: float = 0.1
     top_p: float = 0.2
     policy: str = "specvlm"
+    policy_file: str | None = None
     max_query_rows: int = 256
     draft_kv_tokens: int | None = None
     exact_vision: bool = False
     positions: str | None = None
 
     def __post_init__(self) -> None:
-        from specvlm_sglang.policies import check_policy, check_retention
+        from specvlm_sglang.policies import check_policy, check_retention, own_policies
 
+        if self.policy_file is not None:
+            own_policies(self.policy_file)
         check_retention(self.retention, _flag("retention"))
         check_policy(self.policy, _flag("policy"))
         if not 0 <= self.top_p <= 1:
@@ -162,6 +167,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "retention": _number,
     "top_p": _number,
     "policy": str,
+    "policy_file": str,
     "max_query_rows": _integer,
     "draft_kv_tokens": _integer,
     "exact_vision": _switch,
@@ -189,10 +195,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--specvlm-top-p",
         type=float,
-        help="Share of the video's attention mass that Stage I retains. Default: 0.4.",
+        help="Share of the video's attention mass that Stage I retains. Default: 0.2.",
     )
     group.add_argument(
-        "--specvlm-policy", help=f"Pruning policy: {', '.join(POLICIES)}. Default: specvlm."
+        "--specvlm-policy",
+        help=f"Pruning policy: {', '.join(POLICIES)}, or one of your file. Default: specvlm.",
+    )
+    group.add_argument(
+        "--specvlm-policy-file",
+        help="Python file with pruning policies of your own (specvlm_sglang.policies.policy).",
     )
     group.add_argument(
         "--specvlm-max-query-rows",

@@ -8,11 +8,11 @@ from typing import Any
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.policies import (
-    NEED_GRID,
-    NEED_SCORES,
     check_policy,
     check_retention,
     check_share,
+    needs_grid,
+    needs_scores,
 )
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class RequestOptions:
     retention
         Share of the video tokens that the draft KEEPS, in (0, 1].
     policy
-        One of `specvlm_sglang.policies.POLICIES`.
+        One of `specvlm_sglang.policies.policy_names`.
     top_p
         Share of the video's attention mass that Stage I retains, in [0, 1].
     detail
@@ -53,12 +53,12 @@ class RequestOptions:
     @property
     def needs_scores(self) -> bool:
         """Whether the policy reads attention scores."""
-        return self.policy in NEED_SCORES
+        return needs_scores(self.policy)
 
     @property
     def needs_grid(self) -> bool:
         """Whether the policy spaces tokens over frames and areas."""
-        return self.policy in NEED_GRID
+        return needs_grid(self.policy)
 
 
 def parse_options(custom_params: Any, config: SpecVLMConfig) -> RequestOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,11 +17,13 @@ FIELDS = (
     "retention",
     "top_p",
     "policy",
+    "policy_file",
     "max_query_rows",
     "draft_kv_tokens",
     "exact_vision",
     "positions",
 )
+POLICY_FILE = str(Path(__file__).parents[1] / "examples" / "pruning_policy.py")
 VARIABLES = tuple(f"SPECVLM_{name.upper()}" for name in FIELDS)
 
 
@@ -43,6 +46,7 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         retention=0.1,
         top_p=0.2,
         policy="specvlm",
+        policy_file=None,
         max_query_rows=256,
         draft_kv_tokens=None,
         exact_vision=False,
@@ -110,6 +114,7 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "--specvlm-retention=0.2",
         "--specvlm-top-p=0.5",
         "--specvlm-policy=uniform",
+        f"--specvlm-policy-file={POLICY_FILE}",
         "--specvlm-max-query-rows=32",
         "--specvlm-draft-kv-tokens=512",
         "--specvlm-exact-vision",
@@ -120,13 +125,14 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "0.2",
         "0.5",
         "uniform",
+        POLICY_FILE,
         "32",
         "512",
         "1",
         "original",
     ]
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 0.5, "uniform", 32, 512, True, "original"
+        0.2, 0.5, "uniform", POLICY_FILE, 32, 512, True, "original"
     )
 
 

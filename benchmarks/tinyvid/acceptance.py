@@ -17,6 +17,8 @@ from benchmarks.tinyvid.clips import Prompt
 from benchmarks.tinyvid.reader import Reader
 from reference.positions import kept_prompt_indices
 from reference.selection import select_video_tokens
+from specvlm_sglang.policies import own_policies
+from specvlm_sglang.pruning import selection as torch_selection
 
 CHAIN = 5
 """Drafted tokens per round."""
@@ -82,8 +84,18 @@ def count_rounds(predicted: Sequence[int], answer: Sequence[int], chain: int = C
     return Rounds(len(answer) - 1, rounds)
 
 
-def settings() -> list[Setting]:
-    """Every policy at every retention; the paper's policy also with contiguous positions."""
+def settings(policies: Sequence[str] | None = None) -> list[Setting]:
+    """What is compared at every retention.
+
+    Parameters
+    ----------
+    policies : sequence of str, optional
+        Only these, beside the full prompt and no video. By default all of `POLICIES`, and the
+        paper's also with contiguous positions and other shares of Stage I.
+    """
+    if policies is not None:
+        chosen = [Setting(policy, r) for r in RETENTIONS[1:-1] for policy in policies]
+        return [Setting("none", 1.0), Setting("none", 0.0), *chosen]
     found = [Setting("none", 1.0), Setting("none", 0.0), Setting("none", 0.0, "contiguous")]
     for retention in RETENTIONS[1:-1]:
         found += [Setting(policy, retention) for policy in POLICIES]
@@ -123,14 +135,7 @@ def measure(
         if setting.retention == 0:
             kept_tokens = kept_tokens[:0]
         elif setting.policy != "none":
-            kept_tokens = select_video_tokens(
-                scores,
-                setting.retention,
-                setting.top_p,
-                policy=setting.policy,
-                grid=question.token_grid,
-                seed=seed,
-            )
+            kept_tokens = _select(setting, scores, question.token_grid, seed)
         kept = kept_prompt_indices(length, [(video[0], video[-1] + 1)], kept_tokens)
         positions = question.positions[:, kept]
         first = length + question.delta
@@ -142,6 +147,24 @@ def measure(
     tenth = max(1, len(video) // 10)
     mass = float(scores.sum())
     return rounds, {"mass": mass, "top_tenth": float(ordered[:tenth].sum() / max(mass, 1e-9))}
+
+
+def _select(
+    setting: Setting, scores: npt.NDArray[np.float32], grid: tuple[int, int, int], seed: int
+) -> npt.NDArray[np.int64]:
+    """The kept tokens: by the reference, or by a user's policy, which exists in torch only."""
+    if setting.policy in own_policies():
+        kept = torch_selection.select_video_tokens(
+            torch.from_numpy(scores.astype(np.float32)),
+            retention=setting.retention,
+            top_p=setting.top_p,
+            policy=setting.policy,
+            grid=grid,
+        )
+        return kept.indices.numpy()
+    return select_video_tokens(
+        scores, setting.retention, setting.top_p, policy=setting.policy, grid=grid, seed=seed
+    )
 
 
 def interval(

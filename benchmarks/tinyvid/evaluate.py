@@ -27,6 +27,7 @@ from benchmarks.tinyvid.clips import HELD_OUT, LENGTHS, held_out
 from benchmarks.tinyvid.facts import compare, shares
 from benchmarks.tinyvid.plot import draw, tabulate
 from benchmarks.tinyvid.reader import Reader
+from specvlm_sglang.policies import check_policy
 
 _QUESTION_SEEDS, _ACCEPTANCE_SEEDS = HELD_OUT + 1_000_000, HELD_OUT + 2_000_000
 
@@ -67,10 +68,18 @@ def agreement(first: list[list[int]], second: list[list[int]]) -> dict[str, floa
 
 
 def acceptance(
-    target: Reader, draft: Reader, folder: Path, length: str, count: int, *, exact: bool, ask: bool
+    target: Reader,
+    draft: Reader,
+    folder: Path,
+    length: str,
+    count: int,
+    *,
+    exact: bool,
+    ask: bool,
+    policies: list[str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Accept length of every setting with its interval, and the target's attention."""
-    chosen = settings()
+    chosen = settings(policies)
     rounds = defaultdict[Setting, list[Rounds]](list)
     attention = []
     prompts = list(held_out(LENGTHS[length], count, folder, first=_ACCEPTANCE_SEEDS, ask=ask))
@@ -100,7 +109,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and plot")
     parser.add_argument("--clips", type=int, default=100, help="held-out clips per measurement")
-    parser.add_argument("--long-clips", type=int, default=100, help="the same of 64 frames")
+    parser.add_argument(
+        "--long-clips", type=int, default=100, help="the same of 64 frames; 0: none"
+    )
     parser.add_argument(
         "--lengths",
         nargs="+",
@@ -121,7 +132,15 @@ def main() -> None:
         choices=["facts", "questions", "acceptance"],
         help="what to measure",
     )
+    parser.add_argument(
+        "--policies",
+        nargs="+",
+        metavar="NAME",
+        help="accept length of these only; SPECVLM_POLICY_FILE names a file with your own",
+    )
     arguments = parser.parse_args()
+    for name in arguments.policies or ():
+        check_policy(name, "--policies")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     exact = not arguments.plain_positions
@@ -159,8 +178,17 @@ def main() -> None:
             rows: list[dict[str, Any]] = []
             for length, ask in (("training", False), ("2k tokens", False), ("training", True)):
                 count = numbers[length] // 3 if ask else numbers[length]
+                if not count:
+                    continue
                 more, attention = acceptance(
-                    target, draft, folder, length, count, exact=exact, ask=ask
+                    target,
+                    draft,
+                    folder,
+                    length,
+                    count,
+                    exact=exact,
+                    ask=ask,
+                    policies=arguments.policies,
                 )
                 rows += more
                 report.setdefault("attention", {})[f"{length}{', questions' if ask else ''}"] = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = ("specvlm", "attention", "uniform", "random", "frames", "window-front")
+"""Lines of the picture where the table has more policies than a picture can bear."""
 _TITLES = {
     ("training", False): "captions, 4 to 16 s (64 to 256 video tokens)",
     ("2k tokens", False): "captions, 64 frames (2,048 video tokens)",
@@ -28,12 +29,19 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(_TITLES), figsize=(11, 4.2), sharey=True)
-    for panel, ((clips, asked), title) in zip(panels, _TITLES.items(), strict=True):
+    measured = {(row["clips"], row["asked"]) for row in rows}
+    titles = {key: title for key, title in _TITLES.items() if key in measured}
+    policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != "none"))
+    shown = policies if len(policies) <= len(_SHOWN) else _SHOWN
+    figure, axes = pyplot.subplots(
+        1, len(titles), figsize=(5.5 * len(titles), 4.2), sharey=True, squeeze=False
+    )
+    panels = axes[0]
+    for panel, ((clips, asked), title) in zip(panels, titles.items(), strict=True):
         here = [row for row in rows if row["clips"] == clips and row["asked"] == asked]
         usual = [row for row in here if row["scheme"] == "mrope" and row["top_p"] == 0.2]
         ends = [row for row in usual if row["policy"] == "none"]
-        for policy in _SHOWN:
+        for policy in shown:
             line = [row for row in usual if row["policy"] == policy] + ends
             line.sort(key=lambda row: row["retention"])
             places = [_place(row["retention"]) for row in line]

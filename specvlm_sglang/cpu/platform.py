@@ -82,8 +82,9 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Install the torch kernels, packed weights and the vision attention, once per worker."""
-        from specvlm_sglang.cpu import kernels, linear, unpadded, vision_attention
+        from specvlm_sglang.cpu import kernels, linear, memory, unpadded, vision_attention
 
+        memory.install()
         kernels.install()
         linear.install()
         unpadded.install()

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 
 from specvlm_sglang.copies import to_device
-from specvlm_sglang.policies import NEED_GRID, NEED_SCORES, check_policy, check_retention
+from specvlm_sglang.policies import (
+    NEED_SCORES,
+    OwnPolicy,
+    check_policy,
+    check_retention,
+    needs_grid,
+    own_policies,
+)
 
 Grid = tuple[int, int, int]
 
@@ -80,7 +87,7 @@ def select_video_tokens(
     top_p
         Share of the mass that Stage I retains, in [0, 1] (SpecVLM, section 3).
     policy
-        One of `specvlm_sglang.policies.POLICIES`.
+        One of `specvlm_sglang.policies.policy_names`.
     grid
         ``(frames, rows, columns)`` with product N, needed by the grid policies unless N is 0.
     seed
@@ -89,8 +96,9 @@ def select_video_tokens(
     Raises
     ------
     ValueError
-        Scores with more than one axis, an argument out of range, an unknown policy, or a grid that
-        is missing or does not fit.
+        Scores with more than one axis, an argument out of range, an unknown policy, a grid that
+        is missing or does not fit, or (as far as it shows without waiting for a GPU) a policy of
+        the user's own that returns something else than K tokens.
     """
     if scores.dim() != 1:
         raise ValueError(f"scores of shape {list(scores.shape)} must have one axis")
@@ -102,16 +110,17 @@ def select_video_tokens(
     if seed < 0:
         raise ValueError(f"seed={seed} must be at least 0")
     grid = None if grid is None else _checked_grid(grid, n)
-    if grid is None and policy in NEED_GRID and n > 0:
+    if grid is None and n > 0 and needs_grid(policy):
         raise ValueError(f"grid=None must be (frames, rows, columns) for policy {policy!r}")
+    own = own_policies().get(policy)
+    if n > 0 and own is not None:
+        return _chosen_by(own, scores, budget, grid, top_p)
     if n == 0 or policy not in NEED_SCORES:
         indices = _without_scores(n, budget, policy, grid, seed, scores.device)
         nothing = torch.zeros(indices.shape[0] + 1, dtype=torch.bool, device=scores.device)
         return Selection(indices, nothing[:-1], nothing[-1])
 
-    # False for NaN; infinity passes the first test only.
-    usable = ((scores >= 0) & torch.isfinite(scores)).all() & (scores > 0).any()
-    clean = torch.where(usable, scores, torch.zeros_like(scores)).float()
+    clean, usable = _usable(scores)
     ranked = torch.argsort(clean, descending=True, stable=True)
     if policy == "attention":
         is_high = torch.arange(n, device=scores.device) < budget
@@ -120,8 +129,7 @@ def select_video_tokens(
         stage_one = _retain_top_p(clean, ranked, top_p, budget)
     spacing = grid if policy == "specvlm-grid" else None
     kept = stage_one | _space_over(~stage_one, budget - stage_one.sum(), spacing)
-    # A stable sort brings the kept tokens to the front in order, without a host-side count.
-    indices = torch.argsort((~kept).to(torch.uint8), stable=True)[:budget]
+    indices = _ascending(kept, budget)
     return Selection(indices, stage_one[indices], ~usable)
 
 
@@ -179,6 +187,51 @@ def select_per_video(
         fallback = fallback | part.fallback
         start += length
     return Selection(torch.cat(indices), torch.cat(stage_one), fallback)
+
+
+def _usable(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 scores, all zero unless they can be ranked, and whether they can (a bool scalar)."""
+    # False for NaN; infinity passes the first test only.
+    usable = ((scores >= 0) & torch.isfinite(scores)).all() & (scores > 0).any()
+    return torch.where(usable, scores, torch.zeros_like(scores)).float(), usable
+
+
+def _ascending(kept: torch.Tensor, budget: int) -> torch.Tensor:
+    """Indices of the ``budget`` tokens in a mask ``[N]``, without counting them on the host."""
+    # A stable sort brings the kept tokens to the front in order.
+    return torch.argsort((~kept).to(torch.uint8), stable=True)[:budget]
+
+
+def _chosen_by(
+    own: OwnPolicy, scores: torch.Tensor, budget: int, grid: Grid | None, top_p: float
+) -> Selection:
+    """What a user's policy keeps; tokens named twice or out of range are made up for evenly."""
+    n = scores.shape[0]
+    everything = torch.arange(n, device=scores.device)
+    unscored = torch.zeros(budget, dtype=torch.bool, device=scores.device)
+    clean, usable = _usable(scores)
+    fallback = ~usable & own.needs_scores
+    if budget == n:
+        return Selection(everything, unscored | own.needs_scores & usable, fallback)
+    chosen = own.choose(clean, budget, grid if own.needs_grid else None, top_p)
+    if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
+        kind = chosen.dtype if isinstance(chosen, torch.Tensor) else type(chosen).__name__
+        raise ValueError(f"policy {own.name!r} returned {kind}, not an int64 tensor")
+    if chosen.shape != (budget,):
+        raise ValueError(
+            f"policy {own.name!r} returned shape {list(chosen.shape)}, not [{budget}], the budget"
+        )
+    within = (chosen >= 0) & (chosen < n)
+    # What lies out of range points at a spare place behind the last token.
+    named = torch.zeros(n + 1, dtype=torch.bool, device=scores.device)
+    named = named.scatter(0, torch.where(within, chosen, n), True)[:n]
+    if chosen.device.type == "cpu" and int(named.sum()) < budget:
+        raise ValueError(
+            f"policy {own.name!r} returned {int(named.sum())} distinct tokens below {n}, "
+            f"not {budget}, the budget"
+        )
+    indices = _ascending(named | _space_over(~named, budget - named.sum(), None), budget)
+    return Selection(indices, named[indices] & own.needs_scores & usable, fallback)
 
 
 def _checked_grid(grid: Grid, n: int) -> Grid:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from specvlm_sglang.policies import POLICIES
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -18,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", help="your target model; default: the shipped one")
     add("--draft", help="your draft model; default: the shipped one")
     add("--retention", type=float, default=0.1, help="share of video tokens that the draft keeps")
-    add("--policy", default="specvlm", choices=POLICIES, help="which tokens are kept")
+    add("--policy", default="specvlm", help="which tokens are kept")
     add("--steps", type=int, default=5, help="draft tokens per verify round")
     add("--max-tokens", type=int, default=160, help="length limit of the answer")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of both models")

@@ -24,6 +24,9 @@ TREE = (
     "16",
 )
 NEW_TOKENS = 24
+POLICY_FILE = Path(__file__).parents[2] / "examples" / "pruning_policy.py"
+OWN_POLICY = "frame-peaks"
+"""Every server here knows the example's policy beside the project's own."""
 
 
 def launch(draft: Path, *more: str) -> tuple[str, ...]:
@@ -34,6 +37,8 @@ def launch(draft: Path, *more: str) -> tuple[str, ...]:
         "SPECVLM",
         "--speculative-draft-model-path",
         str(draft),
+        "--specvlm-policy-file",
+        str(POLICY_FILE),
         "--enable-metrics",
         *more,
     )

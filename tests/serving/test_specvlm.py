@@ -40,7 +40,7 @@ def test_tokens_are_the_targets_own_over_retentions_policies_cache_states_and_co
     options = [{"retention": retention, "policy": "specvlm"} for retention in RETENTIONS]
     options += [
         {"retention": retention, "policy": policy}
-        for policy, retention in product(POLICIES, (0.1, 0.5))
+        for policy, retention in product((*POLICIES, specvlm.OWN_POLICY), (0.1, 0.5))
         if policy != "specvlm"
     ]
     jobs = [(case, chosen) for chosen in options for case in cases]
@@ -66,7 +66,8 @@ def test_tokens_are_the_targets_own_over_retentions_policies_cache_states_and_co
         assert report(answer)["video_tokens"] == case.video_tokens
         assert report(answer)["cold"] is None, report(answer)
         assert report(answer)["fallback"] is None
-        if case.video_tokens and chosen["policy"] not in ("none", "frames", "specvlm-grid"):
+        whole = ("none", "frames", "specvlm-grid", specvlm.OWN_POLICY)
+        if case.video_tokens and chosen["policy"] not in whole:
             budget = max(1, int(case.video_tokens * chosen["retention"] + 1e-6))
             # Grid policies give each video a budget of its own.
             assert abs(report(answer)["kept_video_tokens"] - budget) <= 1
