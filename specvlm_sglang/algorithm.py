@@ -10,7 +10,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.host import contract, memory_budget
+from specvlm_sglang.host import attention_default, contract, memory_budget
 from specvlm_sglang.pair import check_pair
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,15 @@ DEFAULT_NUM_STEPS = 3
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 # Backends whose draft decode reads per-branch pages (topk > 1 with page_size > 1).
 _PAGED_TREE_BACKENDS = ("flashinfer", "fa3", "triton")
+# Those that verify a chain and draft several steps on a GPU; with a tree, all but the last.
+_GPU_BACKENDS = ("flashinfer", "fa3", "fa4", "triton", "trtllm_mha")
+_CHAIN_ONLY_BACKENDS = ("trtllm_mha",)
+_BACKEND_FIELDS = (
+    "attention_backend",
+    "prefill_attention_backend",
+    "decode_attention_backend",
+    "speculative_draft_attention_backend",
+)
 
 # flag -> (attribute, the value that means "off", why it is refused)
 _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
@@ -133,6 +142,8 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         refuse_unsupported(server_args)
         request_validation.install()
         frontend_video.install()
+        # Before the tree: such a backend brings its own page size, which the user did not set.
+        check_attention_backends(server_args)
         resolve_tree(server_args)
         check_pair(
             server_args.model_path,
@@ -217,14 +228,44 @@ def resolve_tree(server_args: Any) -> None:
     server_args.speculative_num_draft_tokens = tokens
 
 
+def attention_backends(server_args: Any) -> dict[str, str]:
+    """Attention backends that are set, by the flag that sets them, as ``{backend: flag}``."""
+    return {
+        getattr(server_args, field): f"--{field.replace('_', '-')}"
+        for field in reversed(_BACKEND_FIELDS)
+        if getattr(server_args, field) is not None
+    }
+
+
+def check_attention_backends(server_args: Any) -> None:
+    """Raise ``ValueError`` naming the flag of a backend that cannot draft or verify on a GPU."""
+    if server_args.device != "cuda":
+        return
+    for backend, flag in attention_backends(server_args).items():
+        if backend not in _GPU_BACKENDS:
+            raise ValueError(
+                f"{flag}={backend} does not work with {NAME}: use one of {', '.join(_GPU_BACKENDS)}"
+            )
+        topk = server_args.speculative_eagle_topk or 1
+        if backend in _CHAIN_ONLY_BACKENDS and topk > 1:
+            trees = [name for name in _GPU_BACKENDS if name not in _CHAIN_ONLY_BACKENDS]
+            raise ValueError(
+                f"{flag}={backend} verifies chains only, and --speculative-eagle-topk={topk} asks "
+                f"for a tree: use one of {', '.join(trees)}, or --speculative-eagle-topk 1"
+            )
+
+
 def register() -> None:
     """Make ``--speculative-algorithm SPECVLM`` known to SGLang; once per process."""
     contract.require("algorithm")
     memory_budget.install_in_scheduler(NAME)
+    attention_default.install(NAME)
 
     @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)
     def create_worker(server_args: Any) -> type:
         contract.require("worker")
+        if "flashinfer" in attention_backends(server_args):
+            contract.require("flashinfer")
         from specvlm_sglang.worker import SpecVLMWorker
 
         return SpecVLMWorker

@@ -15,7 +15,6 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -65,7 +64,9 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def number_as_full_prompt(self) -> None:
         """Give the draft's tokens the 1-D positions that they have in the full prompt."""
-        draft_positions.install()
+        draft_positions.number_drafted_tokens_as(
+            self.draft_runner.model, lambda rows: self.kv.missing(rows)
+        )
         self.original_positions = True
 
     def _match_vocabulary(self) -> None:
@@ -204,7 +205,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
     def _draft(self, batch: Any) -> Any:
         draft_input = batch.spec_info
         self._reserve(batch)
-        with self.kv.as_seen_by_draft(batch), self._numbered(batch):
+        with self.kv.as_seen_by_draft(batch):
             forward_batch, can_run_graph, _ = prepare_for_draft(
                 draft_input,
                 self.kv.req_to_token_pool,
@@ -240,11 +241,6 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             device=self.device,
         )
 
-    def _numbered(self, batch: Any) -> AbstractContextManager[None]:
-        if not self.original_positions:
-            return nullcontext()
-        return draft_positions.shifted(self.kv.missing(batch.req_pool_indices))
-
     def _reserve(self, batch: Any) -> None:
         rows = [req.kv.req_pool_idx for req in batch.reqs]
         lengths = [req.kv.kv_allocated_len + self._branch_headroom for req in batch.reqs]
@@ -256,11 +252,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None
     ) -> None:
         """Process the accepted tokens with the draft, on its own slots and lengths."""
-        with (
-            self.phases("draft_extend"),
-            self.kv.as_seen_by_draft(batch),
-            self._numbered(batch),
-        ):
+        with self.phases("draft_extend"), self.kv.as_seen_by_draft(batch):
             if not batch.forward_mode.is_idle():
                 batch.out_cache_loc = assign_extend_cache_locs_uniform_func(
                     batch.req_pool_indices,

@@ -1,53 +1,48 @@
 """Positions of a draft that counts the tokens it never saw.
 
 SGLang derives the positions of drafted tokens from lengths, and the draft's lengths are those of
-its pruned prompt. Every batch of drafted tokens is made by one function, which we correct.
+its pruned prompt. The attention backends of a GPU read a drafting batch's ``positions`` as lengths
+of its KV cache, so only what the model itself is given may be corrected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from specvlm_sglang.host import contract
-from specvlm_sglang.host.patching import replace_function
-
-_shift: ContextVar[torch.Tensor | None] = ContextVar("specvlm_position_shift", default=None)
 
 
-def install() -> None:
-    """Wrap ``ForwardBatch.init_new`` in this process; idempotent."""
-    contract.require("worker")
+def number_drafted_tokens_as(model: Any, missing: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Number what ``model`` drafts later than its KV cache is long.
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def init_new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            forward_batch = original(cls, *args, **kwargs)
-            shift = _shift.get()
-            if shift is not None and forward_batch.positions.numel():
-                each = forward_batch.positions.numel() // shift.numel()
-                forward_batch.positions = forward_batch.positions + shift.repeat_interleave(each)
-            return forward_batch
-
-        return init_new
-
-    replace_function("sglang.srt.model_executor.forward_batch_info", "ForwardBatch.init_new", make)
-
-
-@contextmanager
-def shifted(by: torch.Tensor) -> Iterator[None]:
-    """Within this context batches of drafted tokens are numbered later.
+    Prompts come with positions of their own and are left alone.
 
     Parameters
     ----------
-    by
-        int64 ``[requests]``; every request has equally many tokens in such a batch.
+    model
+        The draft's model. SGLang calls ``model.forward(input_ids, positions, forward_batch)``,
+        eagerly and in CUDA graphs.
+    missing
+        From ``req_pool_indices`` ``[requests]`` to the positions that each request's cache lacks,
+        int64 ``[requests]``; reads tensors that live as long as the model, since graphs record it.
+        Every request has equally many tokens in a batch.
     """
-    token = _shift.set(by)
-    try:
-        yield
-    finally:
-        _shift.reset(token)
+    contract.require("worker")
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def forward_later(
+        input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any, **options: Any
+    ) -> Any:
+        mode = forward_batch.forward_mode
+        if (mode.is_decode() or mode.is_draft_extend_v2()) and positions.numel():
+            rows = forward_batch.req_pool_indices
+            shift = missing(rows).repeat_interleave(positions.numel() // rows.numel())
+            positions = positions + shift
+        return forward(input_ids, positions, forward_batch, **options)
+
+    model.forward = forward_later

@@ -344,3 +344,53 @@ declare(
         ),
     ),
 )
+
+declare(
+    "attention default",
+    (
+        Symbol(
+            "sglang.srt.arg_groups.model_override_base:get_default_attn_backend",
+            ("server_args", "use_mla_backend", "model_config"),
+        ),
+        Symbol("sglang.srt.arg_groups.model_override_base:resolving_view", ("server_args",)),
+        Symbol("sglang.srt.runtime_context:get_platform"),
+    ),
+)
+
+_FLASHINFER = "sglang.srt.layers.attention.flashinfer_backend"
+
+declare(
+    "flashinfer",
+    (
+        # The target's queries are captured from here.
+        Symbol(
+            f"{_FLASHINFER}:FlashInferAttnBackend.forward_extend",
+            ("q", "k", "v", "layer", "forward_batch"),
+        ),
+        # These read a drafting batch's lengths, positions (as lengths) and private table.
+        Symbol(
+            f"{_FLASHINFER}:FlashInferMultiStepDraftBackend.__init__",
+            ("model_runner", "topk", "speculative_num_steps"),
+        ),
+        Symbol(
+            f"{_FLASHINFER}:FlashInferMultiStepDraftBackend.common_template",
+            ("forward_batch", "kv_indices_buffer", "call_fn"),
+        ),
+        Symbol(
+            "sglang.srt.speculative.draft_utils:"
+            "DraftBackendFactory._create_flashinfer_decode_backend"
+        ),
+        Symbol(
+            "sglang.srt.speculative.draft_utils:"
+            "DraftBackendFactory._create_flashinfer_prefill_backend"
+        ),
+        # Tree masks of the verification, and paged draft decoding.
+        Symbol(
+            "flashinfer:BatchPrefillWithPagedKVCacheWrapper.plan",
+            ("qo_indptr", "paged_kv_indptr", "paged_kv_indices", "custom_mask"),
+        ),
+        Symbol(
+            "flashinfer:BatchDecodeWithPagedKVCacheWrapper.plan", ("indptr", "indices", "page_size")
+        ),
+    ),
+)

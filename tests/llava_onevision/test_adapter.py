@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from torch import nn
 
 from reference.positions import kept_prompt_indices, pruned_positions
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import build_draft_prompt
 from specvlm_sglang.draft.kv_cache import DraftKVCache
-from specvlm_sglang.host import contract, draft_positions
+from specvlm_sglang.host import draft_positions
 from specvlm_sglang.models import family_of
 from specvlm_sglang.models.llava_onevision import LlavaOnevision
 from specvlm_sglang.pruning.prompt import prompt_of
-from tests.support.hooks import unhooked
 
 NEWEST = 5
 # 0-2 text, 3-15 video (3 frames of 2 x 2, newline at 15), 16-17 text, 18-22 video (1 frame), 23-25.
@@ -140,23 +139,39 @@ def test_rows_know_how_many_tokens_their_draft_never_saw() -> None:
     assert cache.missing(torch.tensor([3, 2, 1])).tolist() == [0, 0, 20]
 
 
-def test_batches_of_drafted_tokens_are_numbered_later_within_the_context_only(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        (ForwardMode.DECODE, [24, 24, 9, 9]),
+        (ForwardMode.DRAFT_EXTEND_V2, [24, 24, 9, 9]),
+        (ForwardMode.EXTEND, [4, 4, 9, 9]),
+    ],
+)
+def test_only_the_model_sees_drafted_tokens_numbered_later(
+    mode: ForwardMode, expected: list[int]
 ) -> None:
-    module = "sglang.srt.model_executor.forward_batch_info"
-    # Looks at SGLang's own function, before another takes its place.
-    contract.require("worker")
+    def forward(
+        input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any, flag: bool = False
+    ) -> tuple[list[int], bool]:
+        return positions.tolist(), flag
 
-    def made(cls: type, positions: torch.Tensor) -> Any:
-        return SimpleNamespace(positions=positions)
+    model = SimpleNamespace(forward=forward)
+    missing = torch.tensor([0, 20, 0])
+    draft_positions.number_drafted_tokens_as(model, lambda rows: missing[rows])
+    batch = SimpleNamespace(
+        forward_mode=mode,
+        req_pool_indices=torch.tensor([1, 2]),
+        # A GPU's attention backends read these as lengths of the KV cache.
+        positions=torch.tensor([4, 4, 9, 9]),
+    )
+    found = model.forward(torch.zeros(4), batch.positions, batch, flag=True)
+    assert found == (expected, True)
+    assert batch.positions.tolist() == [4, 4, 9, 9]
 
-    with unhooked((module, "ForwardBatch.init_new")), monkeypatch.context() as patch:
-        patch.setattr(ForwardBatch, "init_new", classmethod(made))
-        draft_positions.install()
-        positions = torch.tensor([4, 4, 9, 9])
-        with draft_positions.shifted(torch.tensor([20, 0])):
-            assert ForwardBatch.init_new(positions).positions.tolist() == [24, 24, 9, 9]
-            empty = torch.empty(0, dtype=torch.int64)
-            assert not len(ForwardBatch.init_new(empty).positions)
-        assert ForwardBatch.init_new(positions).positions.tolist() == [4, 4, 9, 9]
-        assert positions.tolist() == [4, 4, 9, 9]
+
+def test_an_idle_batch_has_nothing_to_number() -> None:
+    model = SimpleNamespace(forward=lambda input_ids, positions, forward_batch: len(positions))
+    draft_positions.number_drafted_tokens_as(model, lambda rows: rows)
+    empty = torch.empty(0, dtype=torch.int64)
+    batch = SimpleNamespace(forward_mode=ForwardMode.DECODE, req_pool_indices=empty)
+    assert model.forward(empty, empty, batch) == 0

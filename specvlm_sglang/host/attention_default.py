@@ -1,0 +1,41 @@
+"""FlashInfer is what SPECVLM runs on where a GPU has it and the user named no backend.
+
+SGLang picks by GPU and by a flag that it resolves later, so one server would get FA3, another
+TRT-LLM's kernels and a third FlashInfer. Of these, FlashInfer alone serves chains and trees, every
+page size and every generation of GPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from specvlm_sglang.host import contract
+from specvlm_sglang.host.patching import replace_function
+
+_REPLACED = ("fa3", "fa4", "trtllm_mha")
+
+
+def install(algorithm: str) -> None:
+    """Change SGLang's default for ``algorithm`` only, in this process; idempotent."""
+    contract.require("attention default")
+    replace_function(
+        "sglang.srt.arg_groups.model_override_base",
+        "get_default_attn_backend",
+        functools.partial(_prefer_flashinfer, algorithm),
+    )
+
+
+def _prefer_flashinfer(algorithm: str, original: Callable[..., str]) -> Callable[..., str]:
+    from sglang.srt.arg_groups.model_override_base import resolving_view
+    from sglang.srt.runtime_context import get_platform
+
+    def get_default_attn_backend(server_args: Any, use_mla_backend: bool, model_config: Any) -> str:
+        chosen = original(server_args, use_mla_backend, model_config)
+        asked = str(resolving_view(server_args).speculative_algorithm).upper()
+        if asked == algorithm and chosen in _REPLACED and get_platform().has_flashinfer:
+            return "flashinfer"
+        return chosen
+
+    return get_default_attn_backend

@@ -1,0 +1,102 @@
+"""What SGLang makes of SPECVLM's arguments on a GPU, as far as it shows without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specvlm_sglang.algorithm import NAME
+from tests.support.pretended_gpu import resolve
+
+TREE = ("--speculative-num-steps", "4", "--speculative-eagle-topk", "4")
+CHAIN = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
+PAGES = ("--page-size", "64")
+GRAPHS = "cuda_graph_config"
+
+FLASHINFER: dict[str, tuple[str, ...]] = {
+    "no flag": (),
+    "chain": CHAIN,
+    "tree": TREE,
+    "tree in pages": (*TREE, *PAGES),
+}
+GIVEN = ("fa3", "triton", "flashinfer")
+REFUSED = {
+    "torch_native": (("--attention-backend", "torch_native"), "--attention-backend=torch_native"),
+    "draft": (
+        ("--speculative-draft-attention-backend", "flex_attention"),
+        "--speculative-draft-attention-backend=flex_attention",
+    ),
+    "tree": (
+        ("--speculative-draft-attention-backend", "trtllm_mha", *TREE),
+        "verifies chains only, and --speculative-eagle-topk=4",
+    ),
+    "fa4 in pages": (
+        ("--attention-backend", "fa4", *TREE, "--page-size", "128"),
+        "--page-size=128 with --speculative-eagle-topk=4",
+    ),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "9.0",
+        pytest.param("8.0", marks=pytest.mark.slow),
+        pytest.param("10.0", marks=pytest.mark.slow),
+    ],
+)
+def resolved(
+    request: pytest.FixtureRequest, vl_target: Path, vl_draft: Path
+) -> dict[str, dict[str, Any]]:
+    """Resolved fields or error by case, all from one process."""
+    model = ("--model-path", str(vl_target))
+    specvlm = ("--speculative-algorithm", NAME, "--speculative-draft-model-path", str(vl_draft))
+    lines = {"plain": model}
+    lines |= {name: (*model, *specvlm, *more) for name, more in FLASHINFER.items()}
+    lines |= {name: (*model, *specvlm, "--attention-backend", name) for name in GIVEN}
+    lines |= {f"refused {key}": (*model, *specvlm, *more) for key, (more, _) in REFUSED.items()}
+    found = resolve(request.param, list(lines.values()))
+    return {"capability": {"major": request.param}, **dict(zip(lines, found, strict=True))}
+
+
+@pytest.mark.parametrize("case", FLASHINFER)
+def test_flashinfer_is_the_default_for_target_and_draft(
+    resolved: dict[str, dict[str, Any]], case: str
+) -> None:
+    found = resolved[case]
+    assert found["device"] == "cuda"
+    assert found["attention_backend"] == "flashinfer"
+    # None: the draft takes the target's.
+    assert found["speculative_draft_attention_backend"] is None
+    assert found["prefill_attention_backend"] is found["decode_attention_backend"] is None
+
+
+def test_plain_serving_keeps_sglangs_own_default(resolved: dict[str, dict[str, Any]]) -> None:
+    expected = {"9.0": "fa3", "8.0": "flashinfer", "10.0": "trtllm_mha"}
+    assert resolved["plain"]["attention_backend"] == expected[resolved["capability"]["major"]]
+
+
+@pytest.mark.parametrize("backend", GIVEN)
+def test_a_backend_that_was_named_stays(resolved: dict[str, dict[str, Any]], backend: str) -> None:
+    assert resolved[backend]["attention_backend"] == backend
+
+
+def test_decoding_is_overlapped_and_captured_in_graphs_and_prefill_is_not(
+    resolved: dict[str, dict[str, Any]],
+) -> None:
+    found = resolved["no flag"]
+    assert not found["disable_overlap_schedule"]
+    assert not found["enable_mixed_chunk"]
+    assert found["max_running_requests"] == 48
+    assert found[GRAPHS]["decode"]["backend"] == "full"
+    # The queries of a prompt are captured in Python, layer by layer.
+    assert found[GRAPHS]["prefill"]["backend"] == "disabled"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_backend_that_cannot_do_it_is_refused_by_its_flag(
+    resolved: dict[str, dict[str, Any]], case: str
+) -> None:
+    assert REFUSED[case][1] in resolved[f"refused {case}"]["error"]
