@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from specvlm_sglang.copies import LateFlag
+
+NO_ATTENTION = "the scores hold no attention to the video"
+"""Why another policy was used although scores were taken."""
 POOL_FULL = "the draft's KV cache is full"
 """Why a request is cold that the draft's pool could not take."""
 
@@ -27,6 +32,8 @@ class RequestReport:
         Wall time of the scores (on a GPU: of their launch).
     detail
         What `specvlm_sglang.detail` collects for a request that asks for it, or None.
+    late_fallback
+        Whether there will be a ``fallback``, where the device has yet to say; not shown.
     """
 
     video_tokens: int
@@ -36,12 +43,44 @@ class RequestReport:
     fallback: str | None = None
     scoring_seconds: float = 0.0
     detail: dict[str, Any] | None = None
+    late_fallback: LateFlag | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, ``detail`` only where there is one."""
-        values = asdict(self)
-        if self.detail is None:
-            del values["detail"]
+        hidden = {"late_fallback"} | ({"detail"} if self.detail is None else set())
+        names = [entry.name for entry in fields(self) if entry.name not in hidden]
+        return {name: getattr(self, name) for name in names}
+
+
+class LateReport(dict[str, Any]):
+    """A shown report whose ``fallback`` is filled in when SGLang copies it.
+
+    SGLang copies what belongs to a request out of the pass's results after waiting for the pass to
+    end; by then the flag is on the host, and reading it holds nobody up.
+
+    Parameters
+    ----------
+    values
+        From `RequestReport.as_dict`.
+    flag
+        Whether the scores were of no use.
+    on_fallback
+        Called if so.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], flag: LateFlag, on_fallback: Callable[[], None]
+    ) -> None:
+        super().__init__(values)
+        self._flag = flag
+        self._on_fallback = on_fallback
+
+    def copy(self) -> dict[str, Any]:
+        """The complete report, a plain dict."""
+        values = dict(self)
+        if self._flag.value():
+            values["fallback"] = NO_ATTENTION
+            self._on_fallback()
         return values
 
 
@@ -96,9 +135,16 @@ class Observer:
         totals.video_tokens += report.video_tokens
         totals.kept_video_tokens += report.kept_video_tokens
         totals.cold_at_prefill += report.cold is not None
-        totals.score_fallbacks += report.fallback is not None
+        if report.fallback is not None:
+            self.fell_back()
         if self._metrics is not None:
             self._metrics.finished_prefill(report)
+
+    def fell_back(self) -> None:
+        """Count a request whose scores were of no use."""
+        self.totals.score_fallbacks += 1
+        if self._metrics is not None:
+            self._metrics.fallbacks.inc()
 
     def went_cold(self, requests: int) -> None:
         """Count requests that lost their draft while running."""
@@ -157,7 +203,5 @@ class _PrometheusMetrics:
         self.kept.inc(report.kept_video_tokens)
         if report.cold is not None:
             self.cold.labels(when="prefill").inc()
-        if report.fallback is not None:
-            self.fallbacks.inc()
         if report.scoring_seconds > 0:
             self.scoring.observe(report.scoring_seconds)

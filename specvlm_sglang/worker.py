@@ -15,13 +15,13 @@ from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream,
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.copies import to_device
+from specvlm_sglang.copies import LateFlag, to_device
 from specvlm_sglang.detail import add_selection, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import min_p, scheduler_hooks
 from specvlm_sglang.models import family_of
-from specvlm_sglang.observability import POOL_FULL, Observer, RequestReport
+from specvlm_sglang.observability import POOL_FULL, LateReport, Observer, RequestReport
 from specvlm_sglang.phases import PhaseClock
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
 from specvlm_sglang.pruning.request import select_for
@@ -29,6 +29,7 @@ from specvlm_sglang.pruning.selection import video_token_budget
 from specvlm_sglang.request_options import RequestOptions, options_of
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
+from specvlm_sglang.scoring.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,25 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Watch the target's attention before its graphs are captured, then build the draft's."""
         self.capture.watch(self._target_worker.model_runner.attn_backend)
         super().init_attention_backends()
+
+    def init_cuda_graphs(self) -> None:
+        """Capture the graphs, then compile the kernels that the first video would wait for."""
+        super().init_cuda_graphs()
+        if self.device != "cuda":
+            return
+        started = time.perf_counter()
+        runner = self._target_worker.model_runner
+        heads = runner.model_config.num_attention_heads // get_parallel().tp_size
+        pool = runner.token_to_kv_pool
+        try:
+            warm_up(heads, runner.dtype, pool.get_key_buffer(pool.start_layer))
+            torch.cuda.synchronize()
+        except Exception as error:
+            # The first video will fail in the same way, and go without a draft.
+            logger.warning("SPECVLM: the scoring kernels do not run here: %s", error)
+        else:
+            seconds = time.perf_counter() - started
+            logger.info("SPECVLM: scoring and selection are compiled, %.1f s", seconds)
 
     def _draft_model_runners(self) -> tuple[Any, ...]:
         # SGLang would treat these pools as slot-aligned with the target's; ours is not.
@@ -283,10 +303,17 @@ class SpecVLMWorker(StandaloneWorkerV2):
         for report in reports:
             if report is not None:
                 self.observer.finished_prefill(report)
-        if output.logits_output is not None and any(reports):
-            info = dict(output.logits_output.customized_info or {})
-            info["specvlm"] = [None if report is None else report.as_dict() for report in reports]
-            output.logits_output.customized_info = info
+        if output.logits_output is None or not any(reports):
+            return
+        output.logits_output.customized_info = {
+            **(output.logits_output.customized_info or {}),
+            "specvlm": [None if report is None else self._shown(report) for report in reports],
+        }
+
+    def _shown(self, report: RequestReport) -> dict[str, Any]:
+        if report.late_fallback is None:
+            return report.as_dict()
+        return LateReport(report.as_dict(), report.late_fallback, self.observer.fell_back)
 
     def _draft_prompt(
         self, req: Any, prompt: VideoPrompt, newest_token: torch.Tensor, report: RequestReport
@@ -312,36 +339,49 @@ class SpecVLMWorker(StandaloneWorkerV2):
         )
 
     def _select(self, req: Any, prompt: VideoPrompt, report: RequestReport) -> torch.Tensor | None:
-        """Indices of the kept video tokens, int64 ``[K]`` on the device; None keeps all."""
+        """Indices of the kept video tokens, int64 ``[K]`` on the device; None keeps all.
+
+        Whatever fails on one rank fails on all: they meet here in the same collectives.
+        """
         if report.kept_video_tokens == prompt.video_tokens:
             return None
         options = self._options(req)
-        if options.needs_scores and prompt.query_rows:
-            started = time.perf_counter()
+        is_scored = options.needs_scores and prompt.query_rows > 0
+        if options.needs_scores and not is_scored:
+            report.fallback = "no text after the video"
+        scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
+        selection, failure = None, None
+        started = time.perf_counter()
+        if is_scored:
             with self.phases("scoring"):
-                scores = self._scores(req, prompt)
+                try:
+                    self._add_scores(scores, req, prompt)
+                except Exception as error:
+                    failure = error
+                scores = self._mean(scores, req, prompt)
             report.scoring_seconds = time.perf_counter() - started
-        else:
-            scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
-            if options.needs_scores:
-                report.fallback = "no text after the video"
         with self.phases("selection"):
-            selection = select_for(prompt, options, scores)
-        # On a GPU the answer would have to be waited for; there such a fallback goes unreported.
-        if report.fallback is None and self.device == "cpu" and bool(selection.fallback):
-            report.fallback = "the scores hold no attention to the video"
+            try:
+                selection = select_for(prompt, options, scores)
+            except Exception as error:
+                failure = failure or error
         parallel = get_parallel()
+        if parallel.tp_size > 1:
+            failure = agree(parallel.tp_group, failure)
+        if failure is not None:
+            raise failure
+        assert selection is not None
         if parallel.tp_size > 1:
             # Scores may differ in their last bit between ranks; the draft's shards must not part.
             parallel.tp_group.broadcast(selection.indices, src=0)
+        if report.fallback is None:
+            report.late_fallback = LateFlag(selection.fallback)
         if report.detail is not None:
-            scored = options.needs_scores and prompt.query_rows > 0
-            add_selection(report.detail, scores if scored else None, selection)
+            add_selection(report.detail, scores if is_scored else None, selection)
         return selection.indices
 
-    def _scores(self, req: Any, prompt: VideoPrompt) -> torch.Tensor:
-        """Mean attention of the query rows to each video token, float32 ``[N]``."""
-        total = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
+    def _add_scores(self, total: torch.Tensor, req: Any, prompt: VideoPrompt) -> None:
+        """Add this rank's attention of the query rows to each video token, float32 ``[N]``."""
         rows: CapturedRows = req.specvlm_rows
         if rows.rows() != prompt.query_rows:
             raise RuntimeError(f"captured {rows.rows()} of {prompt.query_rows} query rows")
@@ -349,14 +389,11 @@ class SpecVLMWorker(StandaloneWorkerV2):
         slots = runner.req_to_token_pool.req_to_token[req.kv.req_pool_idx, : prompt.length].long()
         query_positions = torch.arange(prompt.query_start, prompt.query_stop, device=self.device)
         video_positions = to_device(torch.from_numpy(prompt.video_positions), self.device)
-        heads = 0
         for layer_id, chunks in rows.queries.items():
             facts = self.capture.layers[layer_id]
-            queries = torch.cat(chunks)
-            heads = queries.shape[1]
             accumulate_layer_scores(
                 total,
-                queries,
+                torch.cat(chunks),
                 runner.token_to_kv_pool.get_key_buffer(layer_id),
                 slots,
                 query_positions,
@@ -365,11 +402,37 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 logit_cap=facts.logit_cap or None,
                 key_scale=facts.key_scale,
             )
+
+    def _mean(self, total: torch.Tensor, req: Any, prompt: VideoPrompt) -> torch.Tensor:
+        """Mean attention over layers, rows and the heads of all ranks, float32 ``[N]``."""
         parallel = get_parallel()
+        rows: CapturedRows = req.specvlm_rows
         return mean_scores(
             total,
             layers=len(rows.queries),
             rows=prompt.query_rows,
-            heads=heads * parallel.tp_size,
+            heads=rows.heads() * parallel.tp_size,
             all_reduce=parallel.tp_group.all_reduce if parallel.tp_size > 1 else None,
         )
+
+
+def agree(group: Any, failure: Exception | None) -> Exception | None:
+    """Tell every rank whether any of them failed; call it on all.
+
+    Parameters
+    ----------
+    group
+        SGLang's ``GroupCoordinator`` of the ranks. They meet on the host: no GPU is waited for.
+    failure
+        What went wrong on this rank.
+
+    Returns
+    -------
+    Exception or None
+        ``failure``, or an error where another rank had one.
+    """
+    failed = torch.tensor([failure is not None], dtype=torch.int32)
+    torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group=group.cpu_group)
+    if failure is None and failed.item():
+        return RuntimeError("another rank could not prune the prompt")
+    return failure

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from specvlm_sglang.cli import main
-from specvlm_sglang.demo.run import DemoOptions, _split_last_word, run
+from specvlm_sglang.demo.run import DemoOptions, run, split_own
 from specvlm_sglang.demo.servers import HOST
 
 
@@ -80,16 +80,19 @@ def test_a_pair_that_does_not_serve_ends_with_the_servers_last_line(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("piece", "drafted", "own"),
+    ("tokens", "piece", "drafted", "own"),
     [
-        (" a red circle", " a red", " circle"),
-        (" moves", "", " moves"),
-        ("", "", ""),
-        (".", "", "."),
+        ([" red", " disc", " moves"], " red disc moves", " red disc", " moves"),
+        (["At"], "At", "", "At"),
+        ([" disc", ".", "<|im_end|>"], " disc.", " disc.", ""),
+        ([" caf", "\ufffd", "\ufffd"], " caf\u00e9", "", " caf\u00e9"),
+        ([], " disc", "", " disc"),
     ],
 )
-def test_the_last_word_of_a_round_is_the_targets(piece: str, drafted: str, own: str) -> None:
-    assert _split_last_word(piece) == (drafted, own)
+def test_the_last_token_of_a_round_is_the_targets(
+    tokens: list[str], piece: str, drafted: str, own: str
+) -> None:
+    assert split_own(piece, tokens) == (drafted, own)
 
 
 def test_the_flags_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

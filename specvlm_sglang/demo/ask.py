@@ -49,9 +49,13 @@ def stream(
     messages: list[dict[str, Any]],
     max_tokens: int,
     *,
-    on_piece: Callable[[str], None] = lambda piece: None,
+    on_piece: Callable[[str, list[str]], None] | None = None,
 ) -> Timed:
-    """Ask greedily and stream; ``on_piece`` sees each piece as it comes."""
+    """Ask greedily and stream.
+
+    ``on_piece`` sees each piece as it comes, and the texts of its tokens, for which log
+    probabilities are asked; a timed answer should do without.
+    """
     client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     started = time.perf_counter()
     pieces: list[str] = []
@@ -64,6 +68,7 @@ def stream(
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
+        logprobs=on_piece is not None,
     ):
         if chunk.usage is not None:
             tokens = chunk.usage.completion_tokens
@@ -72,7 +77,10 @@ def stream(
             last = time.perf_counter()
             first = first if pieces else last
             pieces.append(piece)
-            on_piece(piece)
+            if on_piece is not None:
+                logprobs = chunk.choices[0].logprobs
+                entries = logprobs.content if logprobs is not None else None
+                on_piece(piece, [entry.token for entry in entries or ()])
     rate = (tokens - 1) / (last - first) if len(pieces) > 1 else 0.0
     return Timed("".join(pieces), tuple(pieces), first - started, rate)
 

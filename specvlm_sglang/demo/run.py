@@ -6,6 +6,7 @@ import json
 import shutil
 import statistics
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +227,7 @@ def _clip(options: DemoOptions, folder: Path) -> tuple[Path, str, str]:
 
 
 class _Painter:
-    """Prints pieces: the last word of a verify round is the target's own, the others were drafted.
+    """Prints pieces: the last token of a verify round is the target's own, the others were drafted.
 
     The first piece is the target's prefill token.
     """
@@ -234,16 +235,23 @@ class _Painter:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def piece(self, piece: str) -> None:
-        head, tail = _split_last_word(piece)
-        self._console.print(Text(head, style="green"), end="", soft_wrap=True)
-        self._console.print(Text(tail, style="bold"), end="", soft_wrap=True)
+    def piece(self, piece: str, tokens: Sequence[str]) -> None:
+        drafted, own = split_own(piece, tokens)
+        self._console.print(Text(drafted, style="green"), end="", soft_wrap=True)
+        self._console.print(Text(own, style="bold"), end="", soft_wrap=True)
 
 
-def _split_last_word(piece: str) -> tuple[str, str]:
-    stripped = piece.rstrip()
-    cut = stripped.rfind(" ")
-    return (piece[:cut], piece[cut:]) if cut > 0 else ("", piece)
+def split_own(piece: str, tokens: Sequence[str]) -> tuple[str, str]:
+    """Divide one round's text before its last token.
+
+    An end token has no text: then all of it was drafted. Where the tokens do not add up to the
+    text (a character of several tokens), all of it counts as the target's own.
+    """
+    for shown in (tokens, tokens[:-1]):
+        if tokens and "".join(shown) == piece:
+            cut = len("".join(tokens[:-1]))
+            return piece[:cut], piece[cut:]
+    return "", piece
 
 
 def _table(

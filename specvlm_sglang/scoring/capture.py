@@ -41,6 +41,12 @@ class CapturedRows:
             return sum(chunk.shape[0] for chunk in chunks)
         return 0
 
+    def heads(self) -> int:
+        """Query heads of this rank; 0 before anything was captured."""
+        for chunks in self.queries.values():
+            return chunks[0].shape[1]
+        return 0
+
 
 class QueryCapture:
     """Wraps one attention backend's ``forward_extend`` and keeps the rows it is told to.

@@ -95,6 +95,12 @@ def render(
     )
     if scores is None:
         note += " No attention was scored here, so policies that read it keep evenly spaced tokens."
+    served = None
+    if policy not in POLICIES:
+        note += f" {policy!r} is shown as it was served."
+        one, two = detail["stage_one"], detail["stage_two"]
+        everything = list(range(detail["video_lengths"][0]))
+        served = {"stageOne": one or [], "stageTwo": everything if two is None else two}
     data = {
         "question": question,
         "grid": grids[0],
@@ -106,6 +112,7 @@ def render(
         "retention": retention,
         "policy": policy,
         "policies": POLICIES,
+        "served": served,
         "top_p": top_p,
         "note": note,
     }

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from benchmarks.kernels.triton_resources import CAPABILITIES, CASES, SELECTION, launches
+from specvlm_sglang.scoring import triton_scores
+from specvlm_sglang.scoring.warm_up import layer_arguments, warm_up
 from tests.support.sync_guard import NoHostSync
-from tests.support.triton_compiler import Launch
+from tests.support.triton_compiler import Launch, launches_of
 
 # Three programs of four warps share the 65536 registers of an SM.
 REGISTERS = 168
@@ -93,3 +95,22 @@ def test_grids_stay_within_the_limits_of_cuda_for_a_million_tokens() -> None:
         first, *others = launch.grid
         assert first < 2**31
         assert all(size <= 65535 for size in others)
+
+
+@pytest.mark.parametrize("key_dtype", ["bf16", "e4m3"])
+def test_the_warm_up_compiles_what_prompts_launch(key_dtype: str) -> None:
+    case = CASES[f"bf16 x {key_dtype}, 128"]
+    dtype = torch.float8_e4m3fn if key_dtype == "e4m3" else torch.bfloat16
+    pool = torch.empty((4096, case.kv_heads, case.head_dim), dtype=dtype, device="meta")
+    arguments = layer_arguments(case.heads, torch.bfloat16, pool)
+    warm = launches_of(triton_scores.add_layer_scores, *arguments, None)
+    assert [specialisation(launch) for launch in warm] == [
+        specialisation(launch) for launch in launches(case)
+    ]
+
+
+def test_the_warm_up_reads_the_pool_and_changes_nothing() -> None:
+    pool = torch.randn(8, 2, 16)
+    before = pool.clone()
+    warm_up(4, torch.float32, pool)
+    assert torch.equal(pool, before)

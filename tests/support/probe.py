@@ -38,7 +38,7 @@ def records(environment: dict[str, str]) -> list[dict[str, Any]]:
     """What the server wrote, in order; it writes no more."""
     (Path(environment[DUMP_VARIABLE]) / _LISTENING).unlink(missing_ok=True)
     files = sorted(Path(environment[DUMP_VARIABLE]).glob("*.pt"), key=lambda path: int(path.stem))
-    return [torch.load(path) for path in files]
+    return [torch.load(path, map_location="cpu") for path in files]
 
 
 def clear(environment: dict[str, str]) -> None:
@@ -150,9 +150,12 @@ def _probed(worker_class: type) -> type:
             draft._forward_prompts = dumped_prompts
             draft._draft_extend_for_decode = dumped_extend
 
-        def _scores(self, req: Any, prompt: Any) -> torch.Tensor:
+        def _add_scores(self, total: torch.Tensor, req: Any, prompt: Any) -> None:
             maybe_fail("scores")
-            scores = super()._scores(req, prompt)
+            super()._add_scores(total, req, prompt)
+
+        def _mean(self, total: torch.Tensor, req: Any, prompt: Any) -> torch.Tensor:
+            scores = super()._mean(total, req, prompt)
             write(kind="scores", rid=req.rid, scores=scores.clone())
             return scores
 
