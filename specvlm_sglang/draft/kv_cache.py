@@ -8,6 +8,11 @@ holds is ours. For a request whose draft prompt left out ``dropped`` of the targ
 from its prefill to its end: the draft also holds the newest token, which the target has emitted
 but not yet processed. A *cold* row has no draft KV: it reads and writes the pool's dummy slot 0,
 its drafts are noise, and verification decodes plainly.
+
+Under overlap scheduling SGLang frees a finished request's row from another stream while the next
+step, which still has the request, is queued. What the queued kernels read must then stay as the
+host saw it when it planned them. So `free` only notes what is to be returned, and the device's
+part follows on the forward stream, before the next thing that is planned there.
 """
 
 from __future__ import annotations
@@ -54,6 +59,8 @@ class DraftKVCache:
         """Draft length minus target length, per row; meaningless for cold rows."""
         self.warm = torch.zeros(rows, dtype=torch.bool, device=table.device)
         """Rows that hold draft KV."""
+        self._returned: list[torch.Tensor] = []
+        self._emptied: set[int] = set()
 
     @property
     def slots_in_use(self) -> int:
@@ -86,6 +93,7 @@ class DraftKVCache:
             False where the pool or the row is too short; the row is then cold.
         """
         self.free(row)
+        self.settle()
         if not self._grow(row, draft_length):
             return False
         self._dropped[row] = target_length + 1 - draft_length
@@ -109,10 +117,12 @@ class DraftKVCache:
         list of int
             Rows that went cold because the pool is exhausted or the draft's context ended.
         """
+        self.settle()
         gone_cold = []
         for row, target_length in zip(rows, target_lengths, strict=True):
             if self._warm[row] and not self._grow(row, target_length + 1 - self._dropped[row]):
                 self.free(row)
+                self.settle()
                 gone_cold.append(row)
         return gone_cold
 
@@ -166,6 +176,7 @@ class DraftKVCache:
                 "out_cache_loc",
             )
         }
+        self.settle()
         rows = [req.kv.req_pool_idx for req in batch.reqs]
         batch.seq_lens = self.lengths(batch.req_pool_indices, batch.seq_lens)
         if batch.seq_lens_cpu is not None:
@@ -185,23 +196,31 @@ class DraftKVCache:
     # What ReqToTokenPool asks of its auxiliary cache.
 
     def free(self, row: int) -> None:
-        """Give back the slots of ``row``; it is cold from now on. Idempotent."""
-        for slots in self._slots[row]:
-            self.allocator.free(slots)
+        """Take back the slots of ``row``; it is cold from now on. Idempotent, from any stream."""
+        self._returned += self._slots[row]
         self._slots[row] = []
         self._allocated[row] = 0
         self._dropped[row] = 0
-        if self._warm[row]:
-            self._warm[row] = False
+        self._warm[row] = False
+        self._emptied.add(row)
+
+    def settle(self) -> None:
+        """Do on the device what `free` noted; on the forward stream, behind what is queued."""
+        for slots in self._returned:
+            self.allocator.free(slots)
+        self._returned = []
+        for row in self._emptied:
             self.warm[row] = False
-        # A cold row reads and writes the dummy slot.
-        self.req_to_token_pool.req_to_token[row].zero_()
+            # A cold row reads and writes the dummy slot.
+            self.req_to_token_pool.req_to_token[row].zero_()
+        self._emptied = set()
 
     def clear(self) -> None:
-        """Give back everything (cache flush)."""
+        """Give back everything (cache flush, when nothing is queued)."""
         for row, allocated in enumerate(self._allocated):
             if allocated:
                 self.free(row)
+        self.settle()
 
     def reset_allocator(self) -> None:
         """Called after the target's allocator was cleared; ours is emptied row by row."""

@@ -176,6 +176,28 @@ def test_the_targets_table_frees_and_clears_the_drafts_rows(page_size: int) -> N
     assert not cache.req_to_token_pool.req_to_token.any()
 
 
+def test_a_row_that_is_freed_while_a_step_is_queued_changes_nothing_until_the_next_one() -> None:
+    cache, target = make()
+    rows = target.alloc_rows(2)
+    for row in rows:
+        assert cache.admit(row, draft_length=20, target_length=50)
+    slots = held(cache, rows[0])
+    on_device = cache.lengths(torch.tensor(rows), torch.tensor([50, 50]))
+    target.free_rows(rows[:1])
+    # What the host plans is without it, and nothing counts its slots any more.
+    assert not cache.is_warm(rows[0])
+    assert cache.slots_in_use == 20
+    # What was planned with it finds its length, its table and its slots to itself.
+    assert torch.equal(cache.lengths(torch.tensor(rows), torch.tensor([50, 50])), on_device)
+    assert held(cache, rows[0]) == slots
+    assert cache.allocator.available_size() == cache.capacity - 40
+    # The next thing that is planned comes after the device's part.
+    assert cache.admit(rows[0], draft_length=5, target_length=9)
+    assert lengths_of(cache, rows, [9, 50]) == [5, 20]
+    assert len(held(cache, rows[0])) == 5
+    assert cache.allocator.available_size() == cache.capacity - 25
+
+
 def test_the_scheduler_still_counts_the_targets_capacity() -> None:
     cache, target = make(slots=64)
     assert target.schedulable_token_capacity(1000) == cache.dense_capacity == 1000
@@ -280,8 +302,14 @@ class LivingRequests(RuleBasedStateMachine):
 
     @rule(row=rows)
     def free(self, row: int) -> None:
+        table = self.cache.req_to_token_pool.req_to_token
+        planned = table.clone(), self.cache.warm.clone(), self.cache.allocator.available_size()
         self.target.free_rows([row])
         self.drawn[row] = 0
+        # A step that is queued still reads what it was planned with.
+        assert torch.equal(table, planned[0])
+        assert torch.equal(self.cache.warm, planned[1])
+        assert self.cache.allocator.available_size() == planned[2]
 
     @rule()
     @precondition(lambda self: any(self.drawn.values()))
@@ -294,6 +322,7 @@ class LivingRequests(RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         cache = self.cache
+        cache.settle()
         slots = list(chain.from_iterable(held(cache, row) for row in self.drawn))
         assert len(slots) == len(set(slots)) == cache.slots_in_use
         assert cache.slots_in_use == sum(
@@ -305,6 +334,7 @@ class LivingRequests(RuleBasedStateMachine):
     def lengths_agree_on_host_and_device(self) -> None:
         if not hasattr(self, "cache"):
             return
+        self.cache.settle()
         rows = list(self.drawn)
         found = lengths_of(self.cache, rows, [self.target_length[row] for row in rows])
         for row, length in zip(rows, found, strict=True):
