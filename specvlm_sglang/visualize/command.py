@@ -55,7 +55,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     check_retention(options.retention, "--retention")
-    check_policy(options.policy, "--policy")
+    if not options.url:
+        # A running server may know policies that this process does not; it says so itself.
+        check_policy(options.policy, "--policy")
     if not options.video.is_file():
         raise DemoError(f"VIDEO {options.video}: no such file")
     for flag, value, least in (

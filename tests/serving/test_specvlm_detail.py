@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import openai
 import pytest
 
 from reference.selection import select_in_stages
+from specvlm_sglang.cli import main
 from specvlm_sglang.config import SpecVLMConfig
-from tests.serving.specvlm import CHAIN, NEW_TOKENS, launch, meta, report, state
+from tests.serving.specvlm import CHAIN, NEW_TOKENS, OWN_POLICY, launch, meta, report, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
 
@@ -80,3 +83,43 @@ def test_scoring_time_is_counted_once(server: Server, clip_paths: list[Path]) ->
     assert after["calls"] == before["calls"] + 1
     assert after["seconds"] > before["seconds"]
     assert "scoring_seconds" not in state(server)
+
+
+def visualize(video: Path, out: Path, *more: str) -> int:
+    return main(["visualize", str(video), "What happens?", "--out", str(out), *more])
+
+
+@pytest.mark.parametrize("policy", ["specvlm", OWN_POLICY])
+def test_a_running_servers_answer_becomes_a_page(
+    server: Server, clip_paths: list[Path], tmp_path: Path, policy: str
+) -> None:
+    out = tmp_path / "pages" / "page.html"
+    url = ("--url", f"{server.url}/")
+    assert visualize(clip_paths[0], out, *url, "--policy", policy, "--retention", "0.5") == 0
+    found = re.search(r'id="data">(.*?)</script>', out.read_text(), re.DOTALL)
+    assert found
+    data = json.loads(found.group(1))
+    answer = ask(server, clip_paths[0], "What happens?", retention=0.5, policy=policy, detail=True)
+    detail = report(answer)["detail"]
+    assert (data["question"], data["policy"], data["retention"]) == ("What happens?", policy, 0.5)
+    assert (data["grid"], data["scores"]) == (detail["grids"][0], detail["scores"])
+    if policy == OWN_POLICY:
+        served = {"stageOne": detail["stage_one"], "stageTwo": detail["stage_two"]}
+        assert data["served"] == served
+    else:
+        assert data["served"] is None
+    assert data["rounds"][0]["drafted"] == []
+
+
+def test_a_policy_that_the_server_does_not_know_is_its_message(
+    server: Server, clip_paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert visualize(clip_paths[0], tmp_path / "x", "--url", server.url, "--policy", "none-such")
+    assert "policy='none-such' must be one of" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_one_line(
+    clip_paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert visualize(clip_paths[0], tmp_path / "x", "--url", "http://127.0.0.1:9") == 1
+    assert re.fullmatch(r"specvlm visualize: [^\n]+\n", capsys.readouterr().err)
