@@ -31,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.command in ("demo", "visualize", "bench"):
-        # Background shells start programs with SIGINT ignored; a terminated one cleans up too.
-        for sign in (signal.SIGINT, signal.SIGTERM):
+        # Background shells start programs with SIGINT ignored; a terminated one cleans up too,
+        # and so does one whose terminal is closed.
+        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(sign, signal.default_int_handler)
     if options.command == "visualize":
         from specvlm_sglang.visualize.command import run as visualize

@@ -120,6 +120,7 @@ def demo_process(*arguments: str, folder: Path | None = None) -> subprocess.Pope
     [
         pytest.param(signal.SIGINT, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, id="terminal closed", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_demo_leaves_no_process_behind(

@@ -68,6 +68,8 @@ class Chromium:
         self._page: str | None = None
         self.events: list[dict[str, Any]] = []
         """What the page reported since the last `open`, oldest first."""
+        self.pid = 0
+        """Process id of the browser, which leads a session with all its processes."""
 
     def __enter__(self) -> Self:
         self._profile = tempfile.TemporaryDirectory(
@@ -77,7 +79,7 @@ class Chromium:
         ends = [(_raised(read), _raised(write)) for read, write in (os.pipe(), os.pipe())]
         (child_in, self._out), (self._in, child_out) = ends
         self._log = Path(self._profile.name) / "chromium.log"
-        self._pid = os.posix_spawn(
+        self.pid = os.posix_spawn(
             self._executable,
             [self._executable, *_FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"],
             {**os.environ},
@@ -113,16 +115,16 @@ class Chromium:
 
     def _close(self) -> None:
         members = [
-            process for process in psutil.process_iter() if _session(process.pid) == self._pid
+            process for process in psutil.process_iter() if _session(process.pid) == self.pid
         ]
         # The browser ends by itself when its pipe closes; whatever does not is killed.
         os.close(self._out)
         os.close(self._in)
-        psutil.wait_procs([one for one in members if one.pid != self._pid], timeout=5)
+        psutil.wait_procs([one for one in members if one.pid != self.pid], timeout=5)
         for process in members:
-            if _session(process.pid) == self._pid:
+            if _session(process.pid) == self.pid:
                 os.kill(process.pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        os.waitpid(self.pid, 0)
         self._profile.cleanup()
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
