@@ -285,7 +285,8 @@ def test_marks_bars_and_borders_stand_out_from_the_page(
       add(".mark.heat", "outlineColor");
       add(".drafted, .own, .timeline button", "borderBottomColor");
       const two = getComputedStyle(document.querySelector(".timeline .two")).backgroundImage;
-      pairs.push(["stripes", rgba(two.match(/rgba?\\([^)]*\\)/)[0]),
+      const stripes = two.match(/rgba?\\([^)]*\\)/g).map(rgba);
+      pairs.push(["stripes", stripes.at(0), [stripes.at(-1)]], ["stripes", stripes.at(0),
         layers(document.getElementById("timeline").parentElement)]);
       return pairs;
     }})()""")
@@ -627,6 +628,8 @@ def test_the_table_of_rounds_has_a_caption_and_headers(
     browser.press("Enter")
     tree = browser.accessibility_tree()
     assert [node["name"][:16] for node in tree if node["role"] == "table"] == ["Each verify roun"]
+    regions = [node["name"] for node in tree if node["role"] == "region"]
+    assert regions[1].startswith("Each verify round"), "the box of a table that may scroll"
     by_role = {
         role: [node["name"] for node in tree if node["role"] == role]
         for role in ("columnheader", "rowheader", "cell")
