@@ -79,6 +79,21 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ),
     ("--enable-multi-layer-eagle", "enable_multi_layer_eagle", False, "it belongs to EAGLE"),
     ("--enable-two-batch-overlap", "enable_two_batch_overlap", False, "scores are taken per batch"),
+    ("--enable-pdmux", "enable_pdmux", False, "its prefill does not pass through the draft"),
+    ("--attn-cp-size", "attn_cp_size", 1, "scores need the rows of a prompt on one rank"),
+    ("--dcp-size", "dcp_size", 1, "scores need the keys of a prompt on one rank"),
+    (
+        "--speculative-accept-threshold-single",
+        "speculative_accept_threshold_single",
+        1.0,
+        "answers would not be the target's",
+    ),
+    (
+        "--speculative-accept-threshold-acc",
+        "speculative_accept_threshold_acc",
+        1.0,
+        "answers would not be the target's",
+    ),
     ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )

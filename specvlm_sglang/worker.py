@@ -26,6 +26,7 @@ from specvlm_sglang.phases import PhaseClock
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
 from specvlm_sglang.pruning.request import select_for
 from specvlm_sglang.pruning.selection import video_token_budget
+from specvlm_sglang.ranks import OTHER_RANK, agree, agree_on_all
 from specvlm_sglang.request_options import RequestOptions, options_of
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
@@ -274,7 +275,25 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 if draft_prompt is not None:
                     prompts.append((index, draft_prompt))
             req.specvlm_rows = CapturedRows()
-        return prompts
+        return self._agreed(batch, reports, prompts)
+
+    def _agreed(
+        self,
+        batch: Any,
+        reports: Sequence[RequestReport | None],
+        prompts: list[tuple[int, DraftPrompt]],
+    ) -> list[tuple[int, DraftPrompt]]:
+        """Prompts that every rank has: ranks with other drafts would verify other tokens."""
+        parallel = get_parallel()
+        if parallel.tp_size == 1:
+            return prompts
+        mine = {index for index, _ in prompts}
+        missing = torch.tensor([index not in mine for index in range(len(batch.reqs))])
+        lost = agree_on_all(parallel.tp_group, missing).tolist()
+        for index, _ in prompts:
+            if lost[index]:
+                self._go_cold(batch.reqs[index], reports[index], RuntimeError(OTHER_RANK))
+        return [(index, prompt) for index, prompt in prompts if not lost[index]]
 
     def _draft_prefill(
         self,
@@ -284,12 +303,19 @@ class SpecVLMWorker(StandaloneWorkerV2):
         reports: Sequence[RequestReport | None],
     ) -> Any:
         """Prefill the draft; where that fails, its requests go on without it."""
+        drafted, failure = None, None
         try:
-            return self.draft_worker.prefill(batch, prompts, output.next_token_ids)
+            drafted = self.draft_worker.prefill(batch, prompts, output.next_token_ids)
         except Exception as error:
-            for index, _ in prompts:
-                self._go_cold(batch.reqs[index], reports[index], error)
-            return self.draft_worker.prefill(batch, [], output.next_token_ids)
+            failure = error
+        parallel = get_parallel()
+        if parallel.tp_size > 1 and prompts:
+            failure = agree(parallel.tp_group, failure)
+        if failure is None:
+            return drafted
+        for index, _ in prompts:
+            self._go_cold(batch.reqs[index], reports[index], failure)
+        return self.draft_worker.prefill(batch, [], output.next_token_ids)
 
     def _go_cold(self, req: Any, report: RequestReport | None, error: Exception) -> None:
         """The draft is only an accelerator: the request goes on without it."""
@@ -414,25 +440,3 @@ class SpecVLMWorker(StandaloneWorkerV2):
             heads=rows.heads() * parallel.tp_size,
             all_reduce=parallel.tp_group.all_reduce if parallel.tp_size > 1 else None,
         )
-
-
-def agree(group: Any, failure: Exception | None) -> Exception | None:
-    """Tell every rank whether any of them failed; call it on all.
-
-    Parameters
-    ----------
-    group
-        SGLang's ``GroupCoordinator`` of the ranks. They meet on the host: no GPU is waited for.
-    failure
-        What went wrong on this rank.
-
-    Returns
-    -------
-    Exception or None
-        ``failure``, or an error where another rank had one.
-    """
-    failed = torch.tensor([failure is not None], dtype=torch.int32)
-    torch.distributed.all_reduce(failed, torch.distributed.ReduceOp.MAX, group=group.cpu_group)
-    if failure is None and failed.item():
-        return RuntimeError("another rank could not prune the prompt")
-    return failure

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.algorithm import NAME
-from tests.support.pretended_gpu import resolve
+from tests.support.pretended_gpu import COMPILER, resolve
 
 TREE = ("--speculative-num-steps", "4", "--speculative-eagle-topk", "4")
 CHAIN = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
@@ -71,6 +71,16 @@ def test_flashinfer_is_the_default_for_target_and_draft(
     # None: the draft takes the target's.
     assert found["speculative_draft_attention_backend"] is None
     assert found["prefill_attention_backend"] is found["decode_attention_backend"] is None
+
+
+@pytest.mark.slow
+def test_without_kernels_or_a_compiler_sglangs_default_stays(
+    vl_target: Path, vl_draft: Path
+) -> None:
+    pair = ("--model-path", str(vl_target), "--speculative-draft-model-path", str(vl_draft))
+    line = (*pair, "--speculative-algorithm", NAME, *CHAIN)
+    (found,) = resolve("9.0", [line], **{COMPILER: "1"})
+    assert found["attention_backend"] == "fa3"
 
 
 def test_plain_serving_keeps_sglangs_own_default(resolved: dict[str, dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from specvlm_sglang.worker import agree
+from specvlm_sglang.ranks import agree
 
 
 def _rank(rank: int, port: int, failing: int | None, folder: str) -> None:
@@ -35,4 +35,4 @@ def test_a_failure_on_one_rank_is_a_failure_on_both(failing: int | None, tmp_pat
         assert said == ["None", "None"]
     else:
         assert said[failing] == "ValueError('mine')"
-        assert said[1 - failing] == "RuntimeError('another rank could not prune the prompt')"
+        assert said[1 - failing] == "RuntimeError('another rank could not draft for the prompt')"

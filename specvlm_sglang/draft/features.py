@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.host import pixels
 from specvlm_sglang.models import ModelFamily
 from specvlm_sglang.phases import PhaseClock
 
@@ -27,13 +28,21 @@ class DraftFeatures:
         SGLang's model class of the draft.
     family
         The adapter that knows how it encodes.
+    device
+        Where the model is.
     cache_bytes
         Bytes of features to keep; a larger item is encoded each time.
     """
 
     def __init__(
-        self, model: Any, family: ModelFamily, cache_bytes: int = DEFAULT_CACHE_BYTES
+        self,
+        model: Any,
+        family: ModelFamily,
+        *,
+        device: torch.device | str = "cpu",
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
+        self._device = torch.device(device)
         self._model = model
         self._family = family
         self._cache_bytes = cache_bytes
@@ -61,8 +70,9 @@ class DraftFeatures:
         if item.feature is None:
             raise ValueError("the item has no pixels, only embeddings of the target")
         timed = nullcontext() if self.phases is None else self.phases("draft_vision")
-        with torch.no_grad(), timed:
-            features = self._family.encode(self._model, item)
+        encode = self._family.encode
+        with torch.no_grad(), timed, pixels.on_device(item, self._device, encode):
+            features = encode(self._model, item)
         placeholders = sum(last - first + 1 for first, last in item.offsets)
         if features.shape[0] != placeholders:
             raise ValueError(

@@ -206,8 +206,8 @@ class DraftKVCache:
 
     def settle(self) -> None:
         """Do on the device what `free` noted; on the forward stream, behind what is queued."""
-        for slots in self._returned:
-            self.allocator.free(slots)
+        if self._returned:
+            self.allocator.free(torch.cat(self._returned))
         self._returned = []
         for row in self._emptied:
             self.warm[row] = False

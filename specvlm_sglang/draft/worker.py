@@ -49,7 +49,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         super().__init__(*args, **kwargs)
         embedding_override.install()
         self.family = family_of(self.draft_runner.model_config.hf_config.architectures)
-        self.features = DraftFeatures(self.draft_runner.model, self.family)
+        self.features = DraftFeatures(self.draft_runner.model, self.family, device=self.device)
         self.original_positions = False
         """Number 1-D positions as the full prompt does (``--specvlm-positions original``)."""
         self._match_vocabulary()

@@ -8,12 +8,18 @@ page size and every generation of GPUs.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import logging
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
+logger = logging.getLogger(__name__)
 _REPLACED = ("fa3", "fa4", "trtllm_mha")
 
 
@@ -27,6 +33,16 @@ def install(algorithm: str) -> None:
     )
 
 
+def kernels_are_there() -> bool:
+    """Whether FlashInfer has compiled kernels, or finds a compiler where it looks for one."""
+    packages = ("flashinfer_cubin", "flashinfer_jit_cache")
+    if any(importlib.util.find_spec(name) for name in packages):
+        return True
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    compilers = [Path(home, "bin", "nvcc") for home in homes if home]
+    return shutil.which("nvcc") is not None or any(path.is_file() for path in compilers)
+
+
 def _prefer_flashinfer(algorithm: str, original: Callable[..., str]) -> Callable[..., str]:
     from sglang.srt.arg_groups.model_override_base import resolving_view
     from sglang.srt.runtime_context import get_platform
@@ -35,7 +51,13 @@ def _prefer_flashinfer(algorithm: str, original: Callable[..., str]) -> Callable
         chosen = original(server_args, use_mla_backend, model_config)
         asked = str(resolving_view(server_args).speculative_algorithm).upper()
         if asked == algorithm and chosen in _REPLACED and get_platform().has_flashinfer:
-            return "flashinfer"
+            if kernels_are_there():
+                return "flashinfer"
+            logger.warning(
+                "FlashInfer has neither compiled kernels nor CUDA's compiler here: %s is used. "
+                "pip install flashinfer-jit-cache, or set CUDA_HOME.",
+                chosen,
+            )
         return chosen
 
     return get_default_attn_backend

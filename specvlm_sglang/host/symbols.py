@@ -346,6 +346,16 @@ declare(
 )
 
 declare(
+    "pixels",
+    (
+        Symbol(
+            "sglang.srt.managers.mm_schedule:_move_items_to_device",
+            ("items", "device", "data_embedding_func"),
+        ),
+    ),
+)
+
+declare(
     "attention default",
     (
         Symbol(

@@ -65,7 +65,11 @@ class QueryCapture:
         self._plan: list[tuple[CapturedRows, int, int]] = []
 
     def watch(self, backend: Any) -> None:
-        """Wrap ``backend.forward_extend`` of this instance; `isinstance` checks stay valid."""
+        """Wrap ``backend.forward_extend`` of this instance; `isinstance` checks stay valid.
+
+        Where prefill and decoding have backends of their own, it is prefill's.
+        """
+        backend = getattr(backend, "prefill_backend", backend)
         original: Callable[..., torch.Tensor] = backend.forward_extend
 
         def forward_extend(

@@ -1,6 +1,6 @@
 """The draft's logits on a GPU equal transformers' on the pruned prompt: the CPU's test, there.
 
-float32 through the Triton backend: FlashInfer and FA3 compute in 16 bits only.
+float32 through the Triton backends: FlashInfer and FA3 compute in 16 bits only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def probed(
     serve: Any, vl_target: Path, vl_draft: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Server, dict[str, str]]:
     environment = probe.install(tmp_path_factory.mktemp("probe"))
-    backend = ("--attention-backend", "triton", "--max-total-tokens", "65536")
+    backend = ("--attention-backend", "triton", "--mm-attention-backend", "triton_attn")
+    backend += ("--max-total-tokens", "65536")
     return serve(vl_target, *launch(vl_draft, *CHAIN, *backend), **environment), environment
 
 
