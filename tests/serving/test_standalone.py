@@ -31,7 +31,8 @@ TREE = (
     "--speculative-num-draft-tokens",
     "16",
 )
-SHAPES = {"chain of 3, pages of 16": (*CHAIN, "--page-size", "16"), "tree of 16": TREE}
+PAGED, TREE_SHAPE = "chain of 3, pages of 16", "tree of 16"
+SHAPES = {PAGED: (*CHAIN, "--page-size", "16"), TREE_SHAPE: TREE}
 
 # Words of one to three letters: a next token has many likely values, but not too many to count.
 VOCABULARY = 256
@@ -54,7 +55,7 @@ def pair(checkpoint_dir: Path) -> Pair:
     )
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=[PAGED, pytest.param(TREE_SHAPE, marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, serve: Any, pair: Pair) -> Server:
     target, draft = pair
     started: Server = serve(
