@@ -152,7 +152,9 @@ def _load(file: str) -> Mapping[str, OwnPolicy]:
         if isinstance(own, OwnPolicy) and found.setdefault(own.name, own) is not own:
             raise ValueError(f"{where}: two policies are named {own.name!r}")
     if not found:
-        raise ValueError(f"{where}: no function in it has the decorator specvlm_sglang.policy")
+        raise ValueError(
+            f"{where}: no function in it has the decorator specvlm_sglang.policies.policy"
+        )
     return MappingProxyType(found)
 
 

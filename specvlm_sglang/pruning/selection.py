@@ -209,7 +209,7 @@ def _chosen_by(
     n = scores.shape[0]
     everything = torch.arange(n, device=scores.device)
     unscored = torch.zeros(budget, dtype=torch.bool, device=scores.device)
-    clean, usable = _usable(scores)
+    clean, usable = _usable(scores if own.needs_scores else torch.zeros_like(scores))
     fallback = ~usable & own.needs_scores
     if budget == n:
         return Selection(everything, unscored | own.needs_scores & usable, fallback)

@@ -141,8 +141,7 @@ def test_a_policy_without_needs_gets_neither_scores_nor_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(LAST, tmp_path, monkeypatch)
-    zeros = torch.zeros_like(SCORES)
-    found = select_video_tokens(zeros, retention=0.05, policy="last", grid=GRID)
+    found = select_video_tokens(SCORES, retention=0.05, policy="last", grid=GRID)
     assert found.indices.tolist() == [57, 58, 59]
     assert not found.fallback
     assert not found.stage_one.any()

@@ -186,3 +186,12 @@ def test_what_the_caller_passes_reaches_the_backend_unchanged() -> None:
     QueryCapture().watch(backend)
     backend.forward_extend(1, 2, 3, 4, 5, 6, save_kv_cache=False)
     assert seen == [((1, 2, 3, 4, 5, 6), {"save_kv_cache": False})]
+
+
+def test_of_separate_backends_it_is_prefills_that_is_watched() -> None:
+    prefill = SimpleNamespace(forward_extend=lambda *_: None)
+    outer = SimpleNamespace(forward_extend=lambda *_: None, prefill_backend=prefill)
+    before = outer.forward_extend, prefill.forward_extend
+    QueryCapture().watch(outer)
+    assert outer.forward_extend is before[0]
+    assert prefill.forward_extend is not before[1]
