@@ -181,7 +181,8 @@ def refuse_unsupported(server_args: Any) -> None:
         raise ValueError(f"{NAME} needs a draft model: --speculative-draft-model-path")
     for flag, attribute, off, why in _UNSUPPORTED:
         value = getattr(server_args, attribute)
-        if value and value != off:
+        # Not its truth: a threshold of 0 would accept every drafted token.
+        if value is not None and value is not False and value not in (off, [], ""):
             raise ValueError(f"{flag}={value} does not work with {NAME}: {why}")
     for variable in _UNSUPPORTED_ENVIRONMENT:
         if os.environ.get(variable, "0").lower() in ("1", "true", "yes"):
