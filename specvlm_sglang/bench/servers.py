@@ -31,8 +31,13 @@ class BenchServer(DemoServer):
         return found
 
     def flush(self) -> None:
-        """Empty the radix cache and what the draft remembers of videos."""
-        httpx.post(f"{self.url}/flush_cache", timeout=600).raise_for_status()
+        """Empty the radix cache and what the draft remembers of videos, once the server is idle.
+
+        A step may still be running when its last answer is out; without ``timeout`` the
+        server would refuse then.
+        """
+        answer = httpx.post(f"{self.url}/flush_cache", params={"timeout": 60}, timeout=600)
+        answer.raise_for_status()
 
     def processes(self) -> list[psutil.Process]:
         """The server's processes."""

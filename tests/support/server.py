@@ -305,8 +305,8 @@ class Server:
         return info
 
     def flush_cache(self) -> None:
-        """Empty the radix cache."""
-        self._request("POST", "/flush_cache")
+        """Empty the radix cache, once the step behind the last answer is done too."""
+        self._request("POST", "/flush_cache", params={"timeout": 60})
 
     def metrics(self) -> dict[str, float]:
         """Prometheus samples by name, summed over label sets; wants ``--enable-metrics``."""
