@@ -4,6 +4,8 @@ TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 READY := .venv/.ready
 RUN := $(UV) run --frozen --no-sync
+# Two workers keep two cores busy: a server that starts uses one. `make test WORKERS=` does without.
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 # Two of everything fit a small machine; torch would otherwise start a thread per core and process.
 export TOKENIZERS_PARALLELISM := false
 
@@ -36,10 +38,10 @@ picture: $(READY)  ## Prune a real clip with the reference and draw what a draft
 	$(RUN) python examples/pruned_clip.py
 
 test: $(READY)  ## Every test that runs without a GPU in reasonable time
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m "not slow" $(WORKERS)
 
 test-all: $(READY)  ## The slow tests too
-	$(RUN) pytest
+	$(RUN) pytest $(WORKERS)
 
 test-gpu: $(READY)  ## What needs a GPU; writes gpu-report/ to attach to an issue
 	$(RUN) python -m tests.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import checkpoints, clips
+from tests.support import checkpoints, clips, workers
 from tests.support.server import Server, ServerError
 
 SERVERS_ALIVE = 2
@@ -128,10 +129,13 @@ def pytest_configure() -> None:
     """
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
+    os.environ.update(workers.share_cores(os.environ))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is no CUDA device."""
+    """Deal the tests to workers; skip those marked `gpu` where there is no CUDA device."""
+    workers.deal(items)
     wanted = [item for item in items if item.get_closest_marker("gpu")]
     if not wanted:
         return
