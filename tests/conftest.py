@@ -7,6 +7,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,11 @@ def pytest_configure() -> None:
     os.environ.update(workers.share_cores(os.environ))
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.Groups:
+    """Keep tests together that share servers."""
+    return workers.Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deal the tests to workers; skip those marked `gpu` where there is no CUDA device."""
     workers.deal(items)

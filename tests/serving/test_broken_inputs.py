@@ -18,7 +18,7 @@ from tests.support.clips import data_url
 from tests.support.messages import user
 from tests.support.server import HOST, Server, free_port
 
-pytestmark = [pytest.mark.serving, pytest.mark.xdist_group("plain servers")]
+pytestmark = pytest.mark.serving
 
 LONGEST_MESSAGE = 500
 MISSING = "missing"

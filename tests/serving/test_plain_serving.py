@@ -23,7 +23,7 @@ from tests.support import clips, hf
 from tests.support.messages import user
 from tests.support.server import Server
 
-pytestmark = [pytest.mark.serving, pytest.mark.xdist_group("plain servers")]
+pytestmark = pytest.mark.serving
 
 CHUNK = PAGE = 16
 PAGED = (*EXACT, "--chunked-prefill-size", str(CHUNK), "--page-size", str(PAGE))

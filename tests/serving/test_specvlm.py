@@ -17,7 +17,7 @@ from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, TREE, ask, ask_all, launch, meta, report, state
 from tests.support.server import Server
 
-pytestmark = [pytest.mark.serving, pytest.mark.xdist_group("specvlm servers")]
+pytestmark = pytest.mark.serving
 
 RETENTIONS = (0.05, 0.1, 0.5, 1.0)
 SHAPES = {

@@ -17,7 +17,7 @@ from tests.serving.specvlm import CHAIN, NEW_TOKENS, OWN_POLICY, launch, meta, r
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
 
-pytestmark = [pytest.mark.serving, pytest.mark.xdist_group("specvlm servers")]
+pytestmark = pytest.mark.serving
 
 
 @pytest.fixture

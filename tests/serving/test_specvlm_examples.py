@@ -11,7 +11,7 @@ import pytest
 
 from tests.serving.specvlm import CHAIN, launch
 
-pytestmark = [pytest.mark.serving, pytest.mark.xdist_group("specvlm servers")]
+pytestmark = pytest.mark.serving
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from tests.serving.specvlm import CHAIN, launch
 from tests.support import hf
 
-pytestmark = [pytest.mark.serving, pytest.mark.xdist_group("specvlm servers")]
+pytestmark = pytest.mark.serving
 
 # A correct server fails one run in a hundred thousand.
 P_VALUE = 1e-5

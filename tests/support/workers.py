@@ -6,28 +6,52 @@ import os
 from collections.abc import Mapping
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
+SHARED_SERVERS = {
+    "plain servers": ("test_broken_inputs", "test_plain_serving"),
+    "SPECVLM servers": (
+        "test_specvlm",
+        "test_specvlm_detail",
+        "test_specvlm_examples",
+        "test_specvlm_sampling",
+    ),
+}
+"""Modules of tests/serving that ask for the same servers; the others keep to themselves."""
+
+_GROUPS = {
+    f"tests/serving/{module}.py": group
+    for group, modules in SHARED_SERVERS.items()
+    for module in modules
+}
+
+
+def group_of(nodeid: str) -> str:
+    """What one worker runs as a whole: a test's module, or all that share its servers."""
+    module = nodeid.partition("::")[0]
+    if module.startswith("tests/gpu/"):
+        return "gpu"  # All memory of the one device goes to one server at a time.
+    return _GROUPS.get(module, module)
+
+
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals whole groups, in the order of `deal`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
 
 
 def deal(items: list[pytest.Item]) -> None:
-    """Mark every test with the group that one worker runs, and put groups with servers first.
+    """Sort by group, those with servers first.
 
-    A group is a test's module, or what its ``xdist_group`` marker names: modules that ask for the
-    same servers name the same. Groups with servers take minutes each; the quick ones then even
-    out when the workers end. Within a group, and without workers, the order stays.
+    They take minutes each; the quick ones then even out when the workers end.
     """
     served: dict[str, bool] = {}
-    names: dict[pytest.Item, str] = {}
     for item in items:
-        marker = item.get_closest_marker("xdist_group")
-        if item.get_closest_marker("gpu"):
-            name = "gpu"  # All memory of the one device goes to one server at a time.
-        else:
-            name = marker.args[0] if marker else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(name), append=False)
-        names[item] = name
-        served[name] = served.get(name, False) or item.get_closest_marker("serving") is not None
-    order = {name: place for place, name in enumerate(served)}
-    items.sort(key=lambda item: (not served[names[item]], order[names[item]]))
+        group = group_of(item.nodeid)
+        served[group] = served.get(group, False) or item.get_closest_marker("serving") is not None
+    order = {group: place for place, group in enumerate(served)}
+    items.sort(key=lambda item: (not served[g := group_of(item.nodeid)], order[g]))
 
 
 def share_cores(environment: Mapping[str, str]) -> dict[str, str]:
