@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
@@ -160,6 +161,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         # Before the tree: such a backend brings its own page size, which the user did not set.
         check_attention_backends(server_args)
         resolve_tree(server_args)
+        resolve_prefill_graphs(server_args)
         check_pair(
             server_args.model_path,
             server_args.speculative_draft_model_path,
@@ -242,6 +244,25 @@ def resolve_tree(server_args: Any) -> None:
     server_args.speculative_num_steps = steps
     server_args.speculative_eagle_topk = topk
     server_args.speculative_num_draft_tokens = tokens
+
+
+def resolve_prefill_graphs(server_args: Any) -> None:
+    """Prefill without CUDA graphs: queries are captured, and embeddings given, in Python.
+
+    Raises
+    ------
+    ValueError
+        Such graphs were asked for.
+    """
+    config = server_args.cuda_graph_config
+    if server_args.device != "cuda" or config.prefill.backend == Backend.DISABLED:
+        return
+    if (Phase.PREFILL, "backend") in server_args._cuda_graph_config_locked:
+        raise ValueError(
+            f"--cuda-graph-backend-prefill={config.prefill.backend} does not work with {NAME}: "
+            "what scores a video is read between the layers of its prefill; leave it out"
+        )
+    server_args.cuda_graph_config = with_phase(config, Phase.PREFILL, backend=Backend.DISABLED)
 
 
 def attention_backends(server_args: Any) -> dict[str, str]:

@@ -6,9 +6,9 @@ import torch
 
 
 def to_device(host: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return a CPU tensor on ``device``, without a host sync on CUDA."""
+    """Return a tensor on ``device``; from the CPU to CUDA without a host sync."""
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and host.device.type == "cpu":
         # A copy out of pageable memory would wait for everything queued on the stream.
         host = host.pin_memory()
     return host.to(device, non_blocking=True)

@@ -20,7 +20,7 @@ from specvlm_sglang.detail import add_selection, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import min_p, scheduler_hooks
-from specvlm_sglang.models import family_of
+from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.observability import POOL_FULL, LateReport, Observer, RequestReport
 from specvlm_sglang.phases import PhaseClock
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
@@ -303,19 +303,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         reports: Sequence[RequestReport | None],
     ) -> Any:
         """Prefill the draft; where that fails, its requests go on without it."""
-        drafted, failure = None, None
-        try:
-            drafted = self.draft_worker.prefill(batch, prompts, output.next_token_ids)
-        except Exception as error:
-            failure = error
-        parallel = get_parallel()
-        if parallel.tp_size > 1 and prompts:
-            failure = agree(parallel.tp_group, failure)
-        if failure is None:
-            return drafted
-        for index, _ in prompts:
+        drafted, failures = self.draft_worker.prefill(batch, prompts, output.next_token_ids)
+        for index, failure in failures.items():
             self._go_cold(batch.reqs[index], reports[index], failure)
-        return self.draft_worker.prefill(batch, [], output.next_token_ids)
+        return drafted
 
     def _go_cold(self, req: Any, report: RequestReport | None, error: Exception) -> None:
         """The draft is only an accelerator: the request goes on without it."""
@@ -350,7 +341,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
         draft = self.draft_worker
         filled = len(req.full_untruncated_fill_ids)
         length = draft_length(prompt, filled, report.kept_video_tokens)
-        if not draft.kv.admit(req.kv.req_pool_idx, draft_length=length, target_length=filled):
+        if not draft.kv.admit(
+            req.kv.req_pool_idx,
+            draft_length=length,
+            target_length=filled,
+            mrope_delta=mrope_delta(req.multimodal_inputs),
+        ):
             report.cold = POOL_FULL
             return None
         return build_draft_prompt(

@@ -39,6 +39,13 @@ REFUSED = {
 }
 
 
+GRAPHS_REFUSED = {
+    "full graphs": ("--cuda-graph-backend-prefill", "full"),
+    "broken graphs": ("--cuda-graph-config", '{"prefill": {"backend": "breakable"}}'),
+}
+REFUSED |= {name: (more, "--cuda-graph-backend-prefill=") for name, more in GRAPHS_REFUSED.items()}
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -48,7 +55,11 @@ REFUSED = {
     ],
 )
 def resolved(
-    request: pytest.FixtureRequest, vl_target: Path, vl_draft: Path
+    request: pytest.FixtureRequest,
+    vl_target: Path,
+    vl_draft: Path,
+    text_target: Path,
+    text_draft: Path,
 ) -> dict[str, dict[str, Any]]:
     """Resolved fields or error by case, all from one process."""
     model = ("--model-path", str(vl_target))
@@ -56,6 +67,9 @@ def resolved(
     lines = {"plain": model}
     lines |= {name: (*model, *specvlm, *more) for name, more in FLASHINFER.items()}
     lines |= {name: (*model, *specvlm, "--attention-backend", name) for name in GIVEN}
+    text = [str(model) for model in (text_target, text_draft)]
+    lines["plain text"] = ("--model-path", text[0])
+    lines["text"] = ("--model-path", text[0], *specvlm[:-1], text[1])
     lines |= {f"refused {key}": (*model, *specvlm, *more) for key, (more, _) in REFUSED.items()}
     found = resolve(request.param, list(lines.values()))
     return {"capability": {"major": request.param}, **dict(zip(lines, found, strict=True))}
@@ -103,6 +117,12 @@ def test_decoding_is_overlapped_and_captured_in_graphs_and_prefill_is_not(
     assert found[GRAPHS]["decode"]["backend"] == "full"
     # The queries of a prompt are captured in Python, layer by layer.
     assert found[GRAPHS]["prefill"]["backend"] == "disabled"
+
+
+def test_prefill_is_not_captured_where_sglang_would(resolved: dict[str, dict[str, Any]]) -> None:
+    assert resolved["plain text"][GRAPHS]["prefill"]["backend"] == "breakable"
+    assert resolved["text"][GRAPHS]["prefill"]["backend"] == "disabled"
+    assert resolved["text"][GRAPHS]["decode"]["backend"] == "full"
 
 
 @pytest.mark.parametrize("case", REFUSED)

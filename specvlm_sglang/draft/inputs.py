@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,68 @@ class DraftPrompt:
     def tokens(self) -> int:
         """Length of the draft prompt."""
         return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPart:
+    """What one forward pass sees of a draft prompt; all before it is in the draft's cache.
+
+    Attributes
+    ----------
+    index
+        The request's place in the batch.
+    prompt
+        Its whole draft prompt.
+    start, stop
+        The tokens of this part, as a half-open range.
+    """
+
+    index: int
+    prompt: DraftPrompt
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt is complete after this part."""
+        return self.stop == self.prompt.tokens
+
+    def of(self, per_token: torch.Tensor) -> torch.Tensor:
+        """Return this part of ``[tokens, ...]``."""
+        return per_token[self.start : self.stop]
+
+
+def split_into_passes(
+    prompts: Sequence[tuple[int, DraftPrompt]], pass_tokens: int, page_size: int
+) -> list[list[PromptPart]]:
+    """Lay draft prompts into forward passes, in order, each as full as it gets.
+
+    Parameters
+    ----------
+    prompts
+        ``(index in the batch, prompt)``.
+    pass_tokens
+        At most so many tokens in a pass; taken as one page where it is less.
+    page_size
+        Prompts are cut between pages.
+    """
+    pass_tokens = max(pass_tokens, page_size)
+    passes: list[list[PromptPart]] = []
+    room = 0
+    for index, prompt in prompts:
+        start = 0
+        while start < prompt.tokens:
+            stop = min(prompt.tokens, start + room)
+            if stop < prompt.tokens:
+                stop -= stop % page_size
+            if stop <= start:
+                passes.append([])
+                room = pass_tokens
+                continue
+            passes[-1].append(PromptPart(index, prompt, start, stop))
+            room -= stop - start
+            start = stop
+    return passes
 
 
 def draft_length(prompt: VideoPrompt, filled: int, kept_video_tokens: int) -> int:

@@ -59,6 +59,8 @@ class DraftKVCache:
         """Draft length minus target length, per row; meaningless for cold rows."""
         self.warm = torch.zeros(rows, dtype=torch.bool, device=table.device)
         """Rows that hold draft KV."""
+        self.mrope_deltas = torch.zeros((rows, 1), dtype=torch.int64, device=table.device)
+        """What a drafted token's M-RoPE id is above its place in the draft, per row; 0 if cold."""
         self._returned: list[torch.Tensor] = []
         self._emptied: set[int] = set()
 
@@ -75,7 +77,9 @@ class DraftKVCache:
         """Prompt tokens that ``row``'s draft never saw."""
         return self._dropped[row]
 
-    def admit(self, row: int, *, draft_length: int, target_length: int) -> bool:
+    def admit(
+        self, row: int, *, draft_length: int, target_length: int, mrope_delta: int = 0
+    ) -> bool:
         """Give ``row`` room for its draft prompt.
 
         Parameters
@@ -86,6 +90,8 @@ class DraftKVCache:
             Tokens of the draft's prompt, the target's first token included.
         target_length
             Tokens of the target's prompt.
+        mrope_delta
+            What a generated token's M-RoPE id is above its place in the target.
 
         Returns
         -------
@@ -99,6 +105,7 @@ class DraftKVCache:
         self._dropped[row] = target_length + 1 - draft_length
         self._warm[row] = True
         self.offsets[row] = draft_length - target_length
+        self.mrope_deltas[row] = mrope_delta + self._dropped[row]
         self.warm[row] = True
         return True
 
@@ -164,7 +171,7 @@ class DraftKVCache:
         """Show ``batch`` with the draft's lengths and positions; the target's return at the end.
 
         Replaces ``seq_lens``, ``seq_lens_cpu``, ``seq_lens_sum`` and, in ``multimodal_inputs``,
-        the M-RoPE deltas (a draft position plus what was dropped is the target's position).
+        the M-RoPE deltas: by ours, which lie on the device, where SGLang's own wait for it.
         """
         saved = {
             name: getattr(batch, name)
@@ -182,10 +189,9 @@ class DraftKVCache:
         if batch.seq_lens_cpu is not None:
             batch.seq_lens_cpu = self.host_lengths(rows, batch.seq_lens_cpu)
             batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
-        if batch.multimodal_inputs is not None:
+        if any(mm_input is not None for mm_input in batch.multimodal_inputs or ()):
             batch.multimodal_inputs = [
-                None if mm_input is None else _ShiftedPositions(mm_input, self._dropped[row])
-                for mm_input, row in zip(batch.multimodal_inputs, rows, strict=True)
+                _DraftPositions(self.mrope_deltas[row : row + 1]) for row in rows
             ]
         try:
             yield
@@ -211,6 +217,7 @@ class DraftKVCache:
         self._returned = []
         for row in self._emptied:
             self.warm[row] = False
+            self.mrope_deltas[row] = 0
             # A cold row reads and writes the dummy slot.
             self.req_to_token_pool.req_to_token[row].zero_()
         self._emptied = set()
@@ -230,13 +237,11 @@ class DraftKVCache:
         """Called when the target allocates; the draft's slots are taken at its own prefill."""
 
 
-class _ShiftedPositions:
+class _DraftPositions:
     """A request's multimodal inputs as far as a drafting forward pass reads them."""
 
-    def __init__(self, mm_input: Any, dropped: int) -> None:
-        self.mrope_position_delta = mm_input.mrope_position_delta
-        if self.mrope_position_delta is not None:
-            self.mrope_position_delta = self.mrope_position_delta + dropped
+    def __init__(self, delta: torch.Tensor) -> None:
+        self.mrope_position_delta = delta
         self.mrope_positions = None
         self.mm_items: list[Any] = []
 

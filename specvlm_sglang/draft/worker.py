@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.runtime_context import get_parallel, get_schedule
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.spec_utils import renorm_draft_probs
@@ -28,11 +29,12 @@ from sglang.srt.utils.common import fast_topk
 
 from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
-from specvlm_sglang.draft.inputs import DraftPrompt
+from specvlm_sglang.draft.inputs import DraftPrompt, PromptPart, split_into_passes
 from specvlm_sglang.draft.kv_cache import DraftKVCache
 from specvlm_sglang.host import draft_positions, embedding_override
 from specvlm_sglang.models import ModelFamily, family_of
 from specvlm_sglang.phases import PhaseClock
+from specvlm_sglang.ranks import agree
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +111,11 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def prefill(
         self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]], newest_tokens: torch.Tensor
-    ) -> Any:
+    ) -> tuple[EagleDraftInput, dict[int, Exception]]:
         """Run the draft over its prompts and draft the first token of the next round.
+
+        In passes of at most ``--chunked-prefill-size`` tokens, as the target's prefill: prompts
+        out of the radix cache cost the target next to nothing, so many may complete at once.
 
         Parameters
         ----------
@@ -126,53 +131,88 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         -------
         EagleDraftInput
             For all requests of the batch.
+        dict
+            What went wrong, by index in the batch; the same indices on every rank. These requests
+            have no draft.
         """
         size = len(batch.reqs)
         topk_p = torch.zeros((size, self.topk), dtype=torch.float32, device=self.device)
         topk_index = torch.zeros((size, self.topk), dtype=torch.int64, device=self.device)
-        if prompts:
-            with self.phases("draft_prefill"):
-                logits = self._forward_prompts(batch, prompts)
-            probabilities = renorm_draft_probs(logits, batch.sampling_info, False)
-            best_p, best_index = fast_topk(probabilities, self.topk, dim=-1)
-            indices = to_device(torch.tensor([index for index, _ in prompts]), self.device)
-            topk_p[indices] = best_p
-            topk_index[indices] = best_index
-        return EagleDraftInput(
+        failures: dict[int, Exception] = {}
+        for parts in split_into_passes(prompts, self._pass_tokens(), self.kv.page_size):
+            alive = [part for part in parts if part.index not in failures]
+            if not alive:
+                continue
+            failure = None
+            try:
+                self._prefill_pass(batch, alive, topk_p, topk_index)
+            except Exception as error:
+                failure = error
+            parallel = get_parallel()
+            if parallel.tp_size > 1:
+                failure = agree(parallel.tp_group, failure)
+            if failure is not None:
+                failures |= {part.index: failure for part in alive}
+        drafted = EagleDraftInput(
             topk_p=topk_p,
             topk_index=topk_index,
             bonus_tokens=newest_tokens,
             num_tokens_per_req=1,
             num_tokens_for_logprob_per_req=1,
         )
+        return drafted, failures
 
-    def _forward_prompts(
-        self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]]
-    ) -> torch.Tensor:
+    def _pass_tokens(self) -> int:
+        schedule = get_schedule()
+        chunk: int | None = schedule.chunked_prefill_size
+        return chunk if chunk is not None and chunk > 0 else int(schedule.max_prefill_tokens)
+
+    def _prefill_pass(
+        self,
+        batch: Any,
+        parts: Sequence[PromptPart],
+        topk_p: torch.Tensor,
+        topk_index: torch.Tensor,
+    ) -> None:
+        """Run the draft over these parts; write what it proposes after prompts that they end."""
+        with self.phases("draft_prefill"):
+            logits = self._forward_parts(batch, parts)
+        ended = [row for row, part in enumerate(parts) if part.is_last]
+        if not ended:
+            return
+        if len(ended) < len(parts):
+            logits = logits[to_device(torch.tensor(ended), self.device)]
+        probabilities = renorm_draft_probs(logits, batch.sampling_info, False)
+        best_p, best_index = fast_topk(probabilities, self.topk, dim=-1)
+        indices = to_device(torch.tensor([parts[row].index for row in ended]), self.device)
+        topk_p[indices] = best_p
+        topk_index[indices] = best_index
+
+    def _forward_parts(self, batch: Any, parts: Sequence[PromptPart]) -> torch.Tensor:
+        """Run the draft over ``parts``; returns the logits after each, ``[parts, vocabulary]``."""
         view = copy.copy(batch)
-        view.reqs = [batch.reqs[index] for index, _ in prompts]
+        view.reqs = [batch.reqs[part.index] for part in parts]
         rows = [req.kv.req_pool_idx for req in view.reqs]
-        lengths = [prompt.tokens for _, prompt in prompts]
         view.req_pool_indices = to_device(
             torch.tensor(rows, dtype=batch.req_pool_indices.dtype), self.device
         )
-        view.seq_lens_cpu = torch.tensor(lengths, dtype=torch.int64)
+        view.seq_lens_cpu = torch.tensor([part.stop for part in parts], dtype=torch.int64)
         view.seq_lens = to_device(view.seq_lens_cpu, self.device)
         view.orig_seq_lens = view.seq_lens.to(torch.int32)
-        view.seq_lens_sum = sum(lengths)
-        view.prefix_lens = [0] * len(lengths)
-        view.extend_lens = lengths
-        view.extend_num_tokens = sum(lengths)
-        view.extend_logprob_start_lens = [0] * len(lengths)
+        view.seq_lens_sum = sum(part.stop for part in parts)
+        view.prefix_lens = [part.start for part in parts]
+        view.extend_lens = [part.stop - part.start for part in parts]
+        view.extend_num_tokens = sum(view.extend_lens)
+        view.extend_logprob_start_lens = [0] * len(parts)
         view.extend_input_logprob_token_ids = None
         view.return_logprob = False
         view.has_grammar = False
         view.decoding_reqs = None
-        view.multimodal_inputs = [None] * len(lengths)
-        view.input_ids = torch.cat([prompt.input_ids for _, prompt in prompts])
+        view.multimodal_inputs = [None] * len(parts)
+        view.input_ids = torch.cat([part.of(part.prompt.input_ids) for part in parts])
         table = self.kv.req_to_token_pool.req_to_token
         view.out_cache_loc = torch.cat(
-            [table[row, :length].long() for row, length in zip(rows, lengths, strict=True)]
+            [part.of(table[row]).long() for row, part in zip(rows, parts, strict=True)]
         )
         view.spec_info = EagleDraftExtendInput(
             hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
@@ -184,14 +224,18 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             return_hidden_states_before_norm=False,
         )
         positions = [
-            prompt.mrope_positions for _, prompt in prompts if prompt.mrope_positions is not None
+            part.of(part.prompt.mrope_positions.T)
+            for part in parts
+            if part.prompt.mrope_positions is not None
         ]
         if positions:
-            forward_batch.mrope_positions = torch.cat(positions, dim=1)
-        places = [prompt.positions for _, prompt in prompts if prompt.positions is not None]
+            forward_batch.mrope_positions = torch.cat(positions).T.contiguous()
+        places = [
+            part.of(part.prompt.positions) for part in parts if part.prompt.positions is not None
+        ]
         if places:
             forward_batch.positions = torch.cat(places)
-        embeddings = torch.cat([prompt.embeddings for _, prompt in prompts])
+        embeddings = torch.cat([part.of(part.prompt.embeddings) for part in parts])
         with embedding_override.embeddings_for_next_forward(embeddings):
             output = self.draft_runner.forward(forward_batch).logits_output
         logits: torch.Tensor = output.next_token_logits

@@ -2,7 +2,8 @@
 
 SGLang sizes the target's pool as if the draft held one slot of the target's width per target token
 and draft layer. It takes the draft's depth from one record, which we correct: the depth that a
-draft of the target's width would have, for the bytes that the private pool really takes.
+draft of the target's width would have, for the bytes that the private pool really takes. A draft's
+pool of a given size (``--specvlm-draft-kv-tokens``) is taken off the memory instead.
 """
 
 from __future__ import annotations
@@ -48,13 +49,16 @@ def install_in_scheduler(algorithm: str) -> None:
         return
     contract.require("memory budget")
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+    def correct(original: Callable[..., Any]) -> Callable[..., Any]:
         def resolve(*, model_config: Any, spec_algorithm: Any, **kwargs: Any) -> Any:
             record = original(model_config=model_config, spec_algorithm=spec_algorithm, **kwargs)
             draft = record.draft_model_config
             if getattr(spec_algorithm, "name", None) != algorithm or draft is None:
                 return record
             config = SpecVLMConfig.from_environment()
+            if config.draft_kv_tokens is not None:
+                record.eagle_draft_num_layers = 0
+                return record
             record.eagle_draft_num_layers = equivalent_layers(
                 record.eagle_draft_num_layers,
                 _kv_width(draft),
@@ -65,12 +69,38 @@ def install_in_scheduler(algorithm: str) -> None:
 
         return resolve
 
+    def take_off(original: Callable[..., Any]) -> Callable[..., Any]:
+        def configure(self: Any, kvc: Any) -> None:
+            original(self, kvc)
+            if getattr(kvc.spec_algorithm, "name", None) != algorithm or kvc.is_draft_worker:
+                return
+            record, tokens = kvc.spec_aux_config, SpecVLMConfig.from_environment().draft_kv_tokens
+            if tokens is None or record.draft_model_config is None:
+                return
+            layers = equivalent_layers(
+                record.draft_kv_num_layers,
+                _kv_width(record.draft_model_config),
+                _kv_width(kvc.model_config),
+                1.0,
+            )
+            layer_bytes = self._cell_size / kvc.layer_info.num_effective_layers
+            self._fixed_overhead_bytes += math.ceil(tokens * layers * layer_bytes)
+
+        return configure
+
     replace_function(
         "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state",
         "resolve_spec_aux_hidden_state_config",
-        make,
+        correct,
+    )
+    replace_function(
+        "sglang.srt.model_executor.pool_configurator", "DefaultPoolConfigurator.__init__", take_off
     )
 
 
 def _kv_width(model_config: Any) -> int:
-    return int(model_config.get_num_kv_heads(1) * model_config.head_dim)
+    from sglang.srt.runtime_context import get_parallel
+
+    # Per rank: with fewer heads than ranks each rank holds one, of the draft as of the target.
+    heads = model_config.get_num_kv_heads(get_parallel().attn_tp_size)
+    return int(heads * model_config.head_dim)

@@ -238,6 +238,11 @@ declare(
             "resolve_spec_aux_hidden_state_config",
             ("model_config", "spec_algorithm", "is_draft_worker"),
         ),
+        Symbol(
+            "sglang.srt.model_executor.pool_configurator:DefaultPoolConfigurator.__init__",
+            ("kvc",),
+        ),
+        Symbol("sglang.srt.runtime_context:get_parallel"),
     ),
 )
 

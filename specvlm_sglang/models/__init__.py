@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from specvlm_sglang.models.family import ModelFamily, family_of
+from specvlm_sglang.models.family import ModelFamily, family_of, mrope_delta
 
-__all__ = ["ModelFamily", "family_of"]
+__all__ = ["ModelFamily", "family_of", "mrope_delta"]

@@ -75,6 +75,18 @@ class ModelFamily(Protocol):
         ...
 
 
+def mrope_delta(mm_input: Any) -> int:
+    """Return by how much the M-RoPE id of a generated token differs from its place; usually <= 0.
+
+    Parameters
+    ----------
+    mm_input
+        SGLang's ``MultimodalInputs``, on the host; None for a prompt of text.
+    """
+    delta = getattr(mm_input, "mrope_position_delta", None)
+    return 0 if delta is None else int(delta.reshape(-1)[0])
+
+
 def family_of(architectures: Sequence[str], spatial_merge: int = 2) -> ModelFamily:
     """Return the adapter for a checkpoint's ``architectures``.
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from specvlm_sglang.models.family import Video
+from specvlm_sglang.copies import to_device
+from specvlm_sglang.models.family import Video, mrope_delta
 
 
 class Qwen25VL:
@@ -41,10 +42,10 @@ class Qwen25VL:
         """See `ModelFamily.prompt_positions`."""
         if mm_input is None or mm_input.mrope_positions is None:
             return torch.arange(length, device=device).expand(3, -1)
-        positions: torch.Tensor = mm_input.mrope_positions.to(device=device, dtype=torch.int64)
+        positions = to_device(mm_input.mrope_positions.long(), device)
         known = positions.shape[1]
         if known >= length:
             return positions[:, :length]
-        delta = mm_input.mrope_position_delta.reshape(-1)[0].to(device)
-        generated = torch.arange(known, length, device=device) + delta
+        delta = mrope_delta(mm_input)
+        generated = torch.arange(known + delta, length + delta, device=device)
         return torch.cat([positions, generated.expand(3, -1)], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
 
 from reference.positions import kept_prompt_indices, pruned_positions
 from specvlm_sglang.draft.features import DraftFeatures
-from specvlm_sglang.draft.inputs import build_draft_prompt, draft_length
+from specvlm_sglang.draft.inputs import (
+    DraftPrompt,
+    build_draft_prompt,
+    draft_length,
+    split_into_passes,
+)
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
 from specvlm_sglang.models.text import TextOnly
 from specvlm_sglang.pruning.prompt import prompt_of
@@ -227,3 +235,68 @@ def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
     assert found.mrope_positions is None
     assert found.input_ids.tolist() == [4, 5, 6, 7]
     assert torch.equal(found.embeddings, table.weight[4:8])
+
+
+def prompt_of_length(tokens: int) -> DraftPrompt:
+    return DraftPrompt(torch.arange(tokens)[:, None], torch.arange(tokens), None)
+
+
+def lay_out(lengths: list[int], pass_tokens: int, page_size: int = 1) -> list[list[Any]]:
+    """``(index, start, stop)`` by pass; a prompt's index is ten times its place."""
+    prompts = [(10 * place, prompt_of_length(length)) for place, length in enumerate(lengths)]
+    passes = split_into_passes(prompts, pass_tokens, page_size)
+    return [[(part.index, part.start, part.stop) for part in parts] for parts in passes]
+
+
+def test_prompts_that_fit_into_one_pass_are_prefilled_together() -> None:
+    assert lay_out([3, 5], 8) == [[(0, 0, 3), (10, 0, 5)]]
+    assert lay_out([], 8) == []
+
+
+def test_prompts_are_cut_where_a_pass_is_full() -> None:
+    assert lay_out([5, 6, 9], 8) == [
+        [(0, 0, 5), (10, 0, 3)],
+        [(10, 3, 6), (20, 0, 5)],
+        [(20, 5, 9)],
+    ]
+
+
+def test_prompts_are_cut_between_pages() -> None:
+    assert lay_out([5, 11], 10, 4) == [[(0, 0, 5), (10, 0, 4)], [(10, 4, 11)]]
+    # No whole page is left of the first pass, and a pass smaller than a page is one page.
+    assert lay_out([8, 5], 10, 4) == [[(0, 0, 8)], [(10, 0, 5)]]
+    assert lay_out([6], 1, 4) == [[(0, 0, 4)], [(0, 4, 6)]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 70), max_size=6),
+    pass_tokens=st.integers(1, 64),
+    page_size=st.sampled_from([1, 4, 16]),
+)
+def test_passes_hold_every_token_once_and_in_order(
+    lengths: list[int], pass_tokens: int, page_size: int
+) -> None:
+    passes = lay_out(lengths, pass_tokens, page_size)
+    parts = [part for parts in passes for part in parts]
+    for place, length in enumerate(lengths):
+        tokens = [
+            token
+            for index, start, stop in parts
+            for token in range(start, stop)
+            if index == 10 * place
+        ]
+        assert tokens == list(range(length))
+        assert all(start % page_size == 0 for index, start, _ in parts if index == 10 * place)
+    largest = max(pass_tokens, page_size)
+    assert all(sum(stop - start for _, start, stop in parts) <= largest for parts in passes)
+    for parts, (following, *_) in pairwise(passes):
+        room = largest - sum(stop - start for _, start, stop in parts)
+        assert room < min(page_size, following[2] - following[1])
+
+
+def test_a_part_shows_its_tokens_and_whether_it_is_the_last() -> None:
+    passes = split_into_passes([(7, prompt_of_length(5))], 3, 1)
+    first, last = (parts[0] for parts in passes)
+    assert first.of(first.prompt.input_ids).tolist() == [0, 1, 2]
+    assert last.of(last.prompt.embeddings).tolist() == [[3], [4]]
+    assert (first.is_last, last.is_last) == (False, True)

@@ -228,24 +228,37 @@ def batch_of(rows: list[int], target_lengths: list[int], **fields: Any) -> Simpl
 
 def test_within_the_drafts_view_lengths_and_positions_are_the_drafts() -> None:
     cache, _ = make()
-    assert cache.admit(1, draft_length=11, target_length=40)
+    assert cache.admit(2, draft_length=20, target_length=30, mrope_delta=-5)
+    assert cache.admit(1, draft_length=11, target_length=40, mrope_delta=-7)
     assert cache.admit(3, draft_length=31, target_length=30)
+    cache.free(2)
     batch = batch_of([3, 2, 1], [33, 20, 44], multimodal_inputs=[None, None, multimodal(-7)])
     before = dict(vars(batch))
     with cache.as_seen_by_draft(batch):
         assert batch.seq_lens.tolist() == batch.seq_lens_cpu.tolist() == [34, 1, 15]
         assert batch.seq_lens_sum == 50
-        assert batch.multimodal_inputs[:2] == [None, None]
-        shifted = batch.multimodal_inputs[2]
-        # A generated token's M-RoPE id is its index plus the delta; 30 indices are missing.
-        assert shifted.mrope_position_delta.tolist() == [[23]]
-        assert not shifted.contains_image_inputs()
-        assert not shifted.contains_video_inputs()
-        assert not shifted.contains_audio_inputs()
+        # A generated token's M-RoPE id is its index plus the delta; 30 indices are missing in the
+        # third, none in the first, and the second has no draft.
+        deltas = [shown.mrope_position_delta for shown in batch.multimodal_inputs]
+        assert torch.cat(deltas).tolist() == [[0], [0], [23]]
+        assert {delta.device for delta in deltas} == {cache.warm.device}
+        for shown in batch.multimodal_inputs:
+            assert not shown.contains_image_inputs()
+            assert not shown.contains_video_inputs()
+            assert not shown.contains_audio_inputs()
         batch.out_cache_loc = torch.tensor([9])
     assert before["multimodal_inputs"][2].mrope_position_delta.tolist() == [[-7]]
     for name, value in before.items():
         assert getattr(batch, name) is value
+
+
+def test_a_batch_without_videos_or_images_stays_one() -> None:
+    cache, _ = make()
+    assert cache.admit(1, draft_length=31, target_length=30)
+    batch = batch_of([1], [33], multimodal_inputs=[None])
+    with cache.as_seen_by_draft(batch):
+        # SGLang then skips the deltas.
+        assert batch.multimodal_inputs == [None]
 
 
 def test_the_targets_view_returns_when_drafting_fails() -> None:

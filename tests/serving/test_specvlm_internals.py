@@ -131,9 +131,10 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
     logit_atol: float,
 ) -> None:
     server, environment = probed
-    rounds = 0
+    rounds = in_parts = 0
     for case in cases:
         answer, records = run(server, environment, case, retention=retention)
+        in_parts += sum(record.get("in_parts", False) for record in records)
         inputs, embeddings, positions, (model, delta) = embedded(vl_draft, case)
         scores = [record["scores"].numpy() for record in records if record["kind"] == "scores"]
         kept = (
@@ -168,6 +169,8 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
             torch.testing.assert_close(record["logits"], expected, atol=logit_atol, rtol=1e-3)
         assert emitted[: len(answer.output_ids)] == answer.output_ids
     assert rounds >= 3 * len(cases)
+    # The server's chunks of 16 tokens are the draft's too.
+    assert in_parts >= sum(case.video_tokens > 0 for case in cases) * (retention == 1)
 
 
 def test_the_draft_pool_holds_exactly_the_pruned_lengths_in_every_round(
@@ -193,14 +196,18 @@ def test_the_draft_pool_holds_exactly_the_pruned_lengths_in_every_round(
         assert record["in_use"] == sum(pruned)
 
 
-@pytest.mark.parametrize("step", ["spans", "scores", "draft prefill"])
+@pytest.mark.parametrize(
+    ("step", "retention"),
+    [("spans", 0.1), ("scores", 0.1), ("draft prefill", 0.1), ("a later part", 1.0)],
+)
 def test_a_failure_on_the_drafts_side_costs_a_request_its_draft_and_nothing_else(
-    probed: tuple[Server, dict[str, str]], cases: list[specvlm.Case], step: str
+    probed: tuple[Server, dict[str, str]], cases: list[specvlm.Case], step: str, retention: float
 ) -> None:
     server, environment = probed
     server.flush_cache()
     with probe.failing(environment, step):
-        answers = ask_all(server, [(case, {}) for case in cases], at_once=4)
+        jobs = [(case, {"retention": retention}) for case in cases]
+        answers = ask_all(server, jobs, at_once=4)
     for case, answer in zip(cases, answers, strict=True):
         assert tuple(answer.output_ids) == case.expected
         if case.video_tokens:

@@ -50,7 +50,7 @@ def clear(environment: dict[str, str]) -> None:
 
 @contextmanager
 def failing(environment: dict[str, str], step: str) -> Iterator[None]:
-    """Make ``step`` raise in the server: "spans", "scores" or "draft prefill"."""
+    """Make ``step`` raise in the server: "spans", "scores", "draft prefill" or "a later part"."""
     marker = Path(environment[DUMP_VARIABLE]) / f"fail {step}"
     marker.touch()
     try:
@@ -93,7 +93,7 @@ def _probed(worker_class: type) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             draft = self._draft_worker
-            forward_prompts = draft._forward_prompts
+            forward_parts = draft._forward_parts
             extend = draft._draft_extend_for_decode
             videos = self.target_family.videos
 
@@ -101,18 +101,22 @@ def _probed(worker_class: type) -> type:
                 maybe_fail("spans")
                 return videos(item)
 
-            def dumped_prompts(batch: Any, prompts: Any) -> torch.Tensor:
+            def dumped_parts(batch: Any, parts: Any) -> torch.Tensor:
                 maybe_fail("draft prefill")
-                logits = forward_prompts(batch, prompts)
-                for row, (index, prompt) in enumerate(prompts):
-                    write(
-                        kind="prefill",
-                        rid=batch.reqs[index].rid,
-                        logits=logits[row].clone(),
-                        input_ids=prompt.input_ids.clone(),
-                        mrope_positions=_copy(prompt.mrope_positions),
-                        positions=_copy(prompt.positions),
-                    )
+                if any(part.start for part in parts):
+                    maybe_fail("a later part")
+                logits = forward_parts(batch, parts)
+                for row, part in enumerate(parts):
+                    if part.is_last:
+                        write(
+                            kind="prefill",
+                            rid=batch.reqs[part.index].rid,
+                            logits=logits[row].clone(),
+                            input_ids=part.prompt.input_ids.clone(),
+                            mrope_positions=_copy(part.prompt.mrope_positions),
+                            positions=_copy(part.prompt.positions),
+                            in_parts=part.start > 0,
+                        )
                 return logits
 
             def dumped_extend(batch: Any, result: Any, **options: Any) -> None:
@@ -147,7 +151,7 @@ def _probed(worker_class: type) -> type:
                     )
 
             self.target_family.videos = checked_videos
-            draft._forward_prompts = dumped_prompts
+            draft._forward_parts = dumped_parts
             draft._draft_extend_for_decode = dumped_extend
 
         def _add_scores(self, total: torch.Tensor, req: Any, prompt: Any) -> None:
