@@ -6,6 +6,7 @@ import os
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,14 @@ def vl_target(checkpoint_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def vl_draft(checkpoint_dir: Path) -> Path:
-    """A narrower Qwen2.5-VL that agrees with `vl_target` on about half of its tokens."""
+    """A narrower Qwen2.5-VL that agrees with `vl_target` on about half of its tokens.
+
+    Its vocabulary is padded, as those of the larger published models are: it must not draft
+    tokens that the target does not have.
+    """
+    shape = replace(checkpoints.DRAFT, vocab_padding=50)
     return checkpoints.qwen2_5_vl(
-        checkpoint_dir / "vl-draft", checkpoints.DRAFT, checkpoints.DRAFT_VISION, seed=1
+        checkpoint_dir / "vl-draft", shape, checkpoints.DRAFT_VISION, seed=1
     )
 
 

@@ -165,7 +165,7 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
                 ),
                 use_cache=False,
             ).last_hidden_state
-            expected = model.lm_head(hidden[0, -1])
+            expected = model.lm_head(hidden[0, -1])[: record["logits"].shape[-1]]
             torch.testing.assert_close(record["logits"], expected, atol=logit_atol, rtol=1e-3)
         assert emitted[: len(answer.output_ids)] == answer.output_ids
     assert rounds >= 3 * len(cases)
