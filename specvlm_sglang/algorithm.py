@@ -173,6 +173,8 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
         server_args.enable_mixed_chunk = False
+        if attention_default.is_float32_on_gpu(server_args):
+            server_args.mm_attention_backend = server_args.mm_attention_backend or "triton_attn"
         if server_args.device == "cpu":
             server_args.disable_overlap_schedule = True
 

@@ -68,6 +68,7 @@ def resolved(
     lines |= {name: (*model, *specvlm, *more) for name, more in FLASHINFER.items()}
     lines |= {name: (*model, *specvlm, "--attention-backend", name) for name in GIVEN}
     text = [str(model) for model in (text_target, text_draft)]
+    lines["float32"] = (*model, *specvlm, "--dtype", "float32")
     lines["plain text"] = ("--model-path", text[0])
     lines["text"] = ("--model-path", text[0], *specvlm[:-1], text[1])
     lines |= {f"refused {key}": (*model, *specvlm, *more) for key, (more, _) in REFUSED.items()}
@@ -85,6 +86,12 @@ def test_flashinfer_is_the_default_for_target_and_draft(
     # None: the draft takes the target's.
     assert found["speculative_draft_attention_backend"] is None
     assert found["prefill_attention_backend"] is found["decode_attention_backend"] is None
+
+
+def test_float32_is_computed_by_kernels_that_can(resolved: dict[str, dict[str, Any]]) -> None:
+    assert resolved["float32"]["attention_backend"] == "triton"
+    assert resolved["float32"]["mm_attention_backend"] == "triton_attn"
+    assert resolved["no flag"]["mm_attention_backend"] is None
 
 
 @pytest.mark.slow

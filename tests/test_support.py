@@ -79,6 +79,11 @@ def test_padding_rows_and_special_tokens_are_never_said(tmp_path: Path) -> None:
     silent = [token for token in range(model.config.vocab_size) if token not in said]
     assert model.lm_head.weight[silent].abs().max() == 0
     assert model.lm_head.weight[sorted(said)].abs().amax(1).min() > 0
+    unpadded = checkpoints.qwen2_text(
+        tmp_path / "unpadded", checkpoints.DRAFT, dtype=torch.bfloat16
+    )
+    weight = AutoModelForCausalLM.from_pretrained(unpadded).lm_head.weight
+    assert torch.equal(model.lm_head.weight[: len(tokenizer)], weight)
 
 
 def test_benchmark_shapes_have_the_parameters_they_promise() -> None:

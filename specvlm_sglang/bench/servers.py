@@ -14,7 +14,7 @@ import httpx
 import psutil
 
 from specvlm_sglang.bench.configurations import CHAIN, PLAIN, TREE
-from specvlm_sglang.demo.servers import DemoServer
+from specvlm_sglang.demo.servers import DemoServer, dtype_arguments
 
 _OVERHEAD_BYTES = 4 << 30
 """Host memory of a server's processes beyond the weights, generously."""
@@ -104,7 +104,7 @@ def launch_arguments(
     more
         Given to every server.
     """
-    arguments = ["--dtype", dtype, "--mm-process-config", json.dumps(mm_config)]
+    arguments = [*dtype_arguments(dtype), "--mm-process-config", json.dumps(mm_config)]
     if exact_vision:
         arguments.append("--specvlm-exact-vision")
     arguments += more

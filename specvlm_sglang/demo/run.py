@@ -19,7 +19,13 @@ from rich.text import Text
 
 from specvlm_sglang import demo
 from specvlm_sglang.demo.ask import Timed, messages_of, meta_info, stream
-from specvlm_sglang.demo.servers import DemoError, DemoServer, free_port, wait_until_ready
+from specvlm_sglang.demo.servers import (
+    DemoError,
+    DemoServer,
+    dtype_arguments,
+    free_port,
+    wait_until_ready,
+)
 
 CLIP_SEED = 3_000_000_007
 CLIP_SECONDS = 16
@@ -91,7 +97,7 @@ def _run(options: DemoOptions, console: Console, folder: Path) -> None:
     target, draft = _models(options, console)
     video, question, truth = _clip(options, folder)
     # Both servers may share one GPU: neither may take what is free for its KV cache.
-    plain_arguments = ("--dtype", options.dtype, "--max-total-tokens", str(KV_TOKENS))
+    plain_arguments = (*dtype_arguments(options.dtype), "--max-total-tokens", str(KV_TOKENS))
     arguments = (
         *plain_arguments,
         *("--speculative-algorithm", "SPECVLM", "--speculative-draft-model-path", draft),

@@ -39,6 +39,16 @@ def free_port(wanted: int | None = None) -> int:
         return int(probe.getsockname()[1])
 
 
+def dtype_arguments(dtype: str) -> tuple[str, ...]:
+    """Launch arguments of a dtype, for plain decoding too: on a GPU float32 is for Triton alone."""
+    import torch
+
+    if dtype != "float32" or not torch.cuda.is_available():
+        return ("--dtype", dtype)
+    backends = ("--attention-backend", "triton", "--mm-attention-backend", "triton_attn")
+    return ("--dtype", dtype, *backends)
+
+
 class DemoServer:
     """One ``sglang.launch_server`` in a process group of its own.
 

@@ -2,7 +2,7 @@
 
 SGLang picks by GPU and by a flag that it resolves later, so one server would get FA3, another
 TRT-LLM's kernels and a third FlashInfer. Of these, FlashInfer alone serves chains and trees, every
-page size and every generation of GPUs.
+page size and every generation of GPUs. None of them computes in float32; Triton's kernels do.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from specvlm_sglang.host.patching import replace_function
 
 logger = logging.getLogger(__name__)
 _REPLACED = ("fa3", "fa4", "trtllm_mha")
+_FLOAT32 = ("float", "float32")
 
 
 def install(algorithm: str) -> None:
@@ -31,6 +32,11 @@ def install(algorithm: str) -> None:
         "get_default_attn_backend",
         functools.partial(_prefer_flashinfer, algorithm),
     )
+
+
+def is_float32_on_gpu(server_args: Any) -> bool:
+    """Whether the models are to be computed in float32 on CUDA (``--dtype``)."""
+    return server_args.device == "cuda" and server_args.dtype in _FLOAT32
 
 
 def kernels_are_there() -> bool:
@@ -50,6 +56,8 @@ def _prefer_flashinfer(algorithm: str, original: Callable[..., str]) -> Callable
     def get_default_attn_backend(server_args: Any, use_mla_backend: bool, model_config: Any) -> str:
         chosen = original(server_args, use_mla_backend, model_config)
         asked = str(resolving_view(server_args).speculative_algorithm).upper()
+        if asked == algorithm and is_float32_on_gpu(resolving_view(server_args)):
+            return "triton"
         if asked == algorithm and chosen in _REPLACED and get_platform().has_flashinfer:
             if kernels_are_there():
                 return "flashinfer"

@@ -16,7 +16,13 @@ import requests
 from specvlm_sglang import demo
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.demo.ask import messages_of
-from specvlm_sglang.demo.servers import DemoError, DemoServer, free_port, wait_until_ready
+from specvlm_sglang.demo.servers import (
+    DemoError,
+    DemoServer,
+    dtype_arguments,
+    free_port,
+    wait_until_ready,
+)
 from specvlm_sglang.policies import check_policy, check_retention
 from specvlm_sglang.visualize.frames import read_frames
 from specvlm_sglang.visualize.page import render
@@ -74,7 +80,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
     arguments = (
-        *("--dtype", options.dtype, "--speculative-algorithm", "SPECVLM"),
+        *dtype_arguments(options.dtype),
+        *("--speculative-algorithm", "SPECVLM"),
         *("--speculative-draft-model-path", options.draft or str(demo.draft_path())),
         *("--speculative-num-steps", str(options.steps)),
         *("--specvlm-retention", str(options.retention)),

@@ -241,6 +241,7 @@ def _write(
         model,
         speakable=speakable,
         sample=tokenizer(CHAT_TEMPLATE[:400]).input_ids,
+        vocabulary=len(tokenizer),
         seed=seed,
         family=family,
         mixing=mixing or Mixing(),

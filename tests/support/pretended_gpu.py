@@ -27,6 +27,7 @@ FIELDS = (
     "prefill_attention_backend",
     "decode_attention_backend",
     "speculative_draft_attention_backend",
+    "mm_attention_backend",
     "speculative_num_steps",
     "speculative_eagle_topk",
     "speculative_num_draft_tokens",

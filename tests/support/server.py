@@ -86,8 +86,8 @@ class Server:
     env : mapping of str to str, optional
         Environment variables on top of the current ones.
     start_seconds, stop_seconds : float
-        Deadlines: until the first health check succeeds, and from SIGTERM until the whole group
-        is gone; after the latter it is killed.
+        Deadlines: until the first health check succeeds (the first start on a GPU compiles
+        kernels), and from SIGTERM until the whole group is gone; after the latter it is killed.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Server:
         *args: str,
         log: Path,
         env: Mapping[str, str] | None = None,
-        start_seconds: float = 300.0,
+        start_seconds: float = 900.0,
         stop_seconds: float = 20.0,
     ) -> None:
         self.model = Path(model)

@@ -78,6 +78,7 @@ def randomise(
     *,
     speakable: Sequence[int],
     sample: Sequence[int],
+    vocabulary: int,
     seed: int,
     family: int,
     mixing: Mixing,
@@ -93,6 +94,8 @@ def randomise(
         the largest of the spoken logits (standard deviation `LOGIT_STD`).
     sample : sequence of int
         Token ids to calibrate the logits on (any plausible prompt).
+    vocabulary : int
+        Tokens of the tokenizer; what a model has beyond is padding, and zero.
     seed : int
         Of everything but the token tables.
     family : int
@@ -110,7 +113,10 @@ def randomise(
     if width < RANK:
         raise ValueError(f"hidden must be at least {RANK}, got {width}")
     tables = _Draws(family)
-    read, write = tables.normal(vocab, RANK), tables.normal(vocab, RANK)
+    read, write = (
+        torch.cat([tables.normal(vocabulary, RANK), torch.zeros(vocab - vocabulary, RANK)])
+        for _ in range(2)
+    )
     draws = _Draws(seed)
     basis = draws.orthonormal_rows(RANK, width)
 

@@ -33,12 +33,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: P
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss() -> None:
     trainer = _trainer(steps=12, rate=2e-2)
     losses = [trainer.advance()["loss"] for _ in range(10)]
     assert losses[-1] < losses[0] - 1
 
 
+@pytest.mark.slow
 def test_a_teacher_is_followed() -> None:
     teacher = new_model(SIZES["draft"], seed=7).eval()
     student = _trainer(steps=12, rate=2e-2, teacher=teacher)
