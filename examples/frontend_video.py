@@ -1,6 +1,6 @@
 """An SGLang frontend program that asks about a clip.
 
-python examples/frontend_video.py --url http://127.0.0.1:30000 --video clip.mp4
+python examples/frontend_video.py --video clip.mp4 [--url http://127.0.0.1:30000]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def ask_about(s, path: str, frames: int, question: str):
 def main() -> None:
     """Ask and print the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", default="http://127.0.0.1:30000")
     parser.add_argument("--video", required=True)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--question", default="What happens in the video?")

@@ -1,6 +1,6 @@
 """Ask a SPECVLM server about a clip through the OpenAI client, streaming.
 
-python examples/openai_client.py --url http://127.0.0.1:30000 --video clip.mp4
+python examples/openai_client.py --video clip.mp4 [--url http://127.0.0.1:30000]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import openai
 def main() -> None:
     """Stream the answer, then print what the draft kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", default="http://127.0.0.1:30000")
     parser.add_argument("--video", required=True)
     parser.add_argument("--question", default="What happens in the video?")
     parser.add_argument("--retention", type=float, default=0.1)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from specvlm_sglang.needs import ModelNeeds, model_needs
 
@@ -17,6 +21,7 @@ GIB = 1 << 30
 FLASHINFER = "flashinfer-python"
 _FLASHINFER_KERNELS = ("flashinfer-cubin", "flashinfer-jit-cache")
 _LONG_VIDEO = 32_768
+_PAIR_BYTES = 20 * GIB
 
 
 @dataclass(frozen=True)
@@ -49,24 +54,53 @@ def examine(target: str | None = None, draft: str | None = None) -> int:
     target, draft
         A pair of models to check too.
     """
-    checks: list[Callable[[], Iterator[Finding]]] = [_sglang, _device, _memory, _video, _settings]
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "importing SGLang": _sglang,
+        "looking for a GPU": _device,
+        "measuring": _memory,
+        "trying to decode video": _video,
+        "reading settings": _settings,
+    }
     if target is not None and draft is not None:
-        checks.append(lambda: _pair(target, draft))
-    table = Table("", "", "", show_header=False, box=None, pad_edge=False)
-    blocked = False
-    for check in checks:
-        for finding in check():
-            mark = "[red]no[/]" if finding.blocks else "[yellow]![/]" if finding.advice else "ok"
-            advice = f"\n[dim]{finding.advice}[/]" if finding.advice else ""
-            table.add_row(mark, finding.what, finding.found + advice)
-            blocked |= finding.blocks
+        checks["comparing the models"] = lambda: _pair(target, draft)
     console = Console()
-    if not console.is_terminal:
-        # A log or a pipe wants whole lines.
-        console = Console(width=400)
-    console.print(table)
+    blocked = False
+    # What the libraries say while they are imported is no finding of ours.
+    warnings.simplefilter("ignore")
+    logging.disable(logging.ERROR)
+    try:
+        for doing, check in checks.items():
+            with console.status(doing):
+                for finding in check():
+                    show(console, finding)
+                    blocked |= finding.blocks
+    finally:
+        logging.disable(logging.NOTSET)
     console.print("Would not serve." if blocked else "Would serve.")
     return int(blocked)
+
+
+def show(console: Console, finding: Finding) -> None:
+    """Print one finding: on a terminal in columns, else in whole lines."""
+    mark, style = "ok", ""
+    if finding.blocks:
+        mark, style = "no", "red"
+    elif finding.advice:
+        mark, style = "!", "yellow"
+    if not console.is_terminal:
+        # A log or a pipe wants whole lines.
+        for label, text in ((mark, finding.found), ("", finding.advice)):
+            if text:
+                line = f"{label:<4}{finding.what if label else '':<19}{text}"
+                console.print(Text(line), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for width in (2, 17, None):
+        grid.add_column(width=width)
+    grid.add_row(Text(mark, style=style), finding.what, Text(finding.found))
+    if finding.advice:
+        grid.add_row("", "", Text(finding.advice, style="dim"))
+    console.print(grid)
 
 
 def _sglang() -> Iterator[Finding]:
@@ -153,6 +187,13 @@ def _memory() -> Iterator[Finding]:
     found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     small = memory.available < 4 * GIB
     yield Finding("memory", found, "a server takes some 3 GiB before its weights" if small else "")
+    folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    advice = "a published pair takes 20 to 180 GB: set HF_HOME to a folder on a larger disk"
+    few = free < _PAIR_BYTES
+    yield Finding("disk", f"{free / GIB:.1f} GiB free for models ({folder})", advice if few else "")
 
 
 def _free_bytes() -> tuple[int, str]:
@@ -200,7 +241,12 @@ def _pair(target: str, draft: str) -> Iterator[Finding]:
 
     try:
         check_pair(target, draft)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        advice = (
+            "name a folder with a checkpoint, or a model of the hub that can be reached from here"
+        )
+        yield Finding("pair", " ".join(str(error).split()), advice, blocks=True)
+    except ValueError as error:
         advice = "choose a draft of the target's family with the same tokenizer"
         yield Finding("pair", str(error), advice, blocks=True)
     else:

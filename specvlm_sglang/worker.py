@@ -91,6 +91,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             token_to_kv_pool_allocator=token_to_kv_pool_allocator,
         )
         kv = self._draft_worker.kv
+        kv.on_freed = self._note_draft_kv
         logger.info(
             "SPECVLM: the draft's KV cache has %d tokens, the target's %d",
             kv.capacity,
@@ -168,6 +169,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
 
     def verify(self, batch: Any, pp_proxy_tensors: Any = None, grammar_barrier: Any = None) -> Any:
         """SGLang's verification, with the one sampling parameter that it leaves out."""
+        self._note_draft_kv()
         with self.phases("verify"), min_p.applied(batch.sampling_info):
             return super().verify(
                 batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier
@@ -202,9 +204,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
             prompts = self._draft_prompts(batch, output, reports)
             output.next_draft_input = self._draft_prefill(batch, output, prompts, reports)
         self._publish(output, reports)
-        kv = self.draft_worker.kv
-        self.observer.draft_kv(kv.slots_in_use, kv.capacity)
+        self._note_draft_kv()
         return output
+
+    def _note_draft_kv(self) -> None:
+        kv = self._draft_worker.kv
+        self.observer.draft_kv(kv.slots_in_use, kv.capacity)
 
     def _arm_capture(self, batch: Any) -> None:
         plan = []

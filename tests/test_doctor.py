@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 
 from specvlm_sglang import doctor as doctor_module
@@ -33,6 +36,9 @@ def test_a_good_pair_would_serve(vl_target: Path, vl_draft: Path) -> None:
     assert "GiB free in main memory" in done.stdout
     assert "Would serve." in done.stdout
     assert "--specvlm-exact-vision" in done.stdout
+    # Findings alone, without what libraries say while they are imported.
+    assert done.stderr == ""
+    assert "Warning" not in done.stdout
 
 
 def test_a_bad_pair_and_a_bad_setting_would_not(vl_target: Path, text_draft: Path) -> None:
@@ -41,6 +47,40 @@ def test_a_bad_pair_and_a_bad_setting_would_not(vl_target: Path, text_draft: Pat
     assert "retention=2.0" in done.stdout
     assert "one of the target's" in done.stdout.replace("\n", " ")
     assert "Would not serve." in done.stdout
+
+
+def test_a_model_that_is_not_here_is_not_called_a_bad_draft(tmp_path: Path) -> None:
+    (finding,) = doctor_module._pair(*2 * [str(tmp_path / "nothing")])
+    assert finding.blocks
+    assert "\n" not in finding.found
+    assert "folder with a checkpoint" in finding.advice
+
+
+@pytest.mark.parametrize(("free", "advised"), [(19 * GIB, True), (21 * GIB, False)])
+def test_a_disk_too_small_for_a_published_pair_is_named(
+    free: int, advised: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "yet"))
+    monkeypatch.setattr(
+        doctor_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free)
+    )
+    finding = found(doctor_module._memory())["disk"]
+    assert str(tmp_path) in finding.found
+    assert ("HF_HOME" in finding.advice) == advised
+    assert not finding.blocks
+
+
+def test_a_terminal_gets_columns_and_a_pipe_whole_lines() -> None:
+    finding = Finding("memory", "much " * 30, "take less", blocks=True)
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=60, color_system=None)
+        doctor_module.show(console, finding)
+        shown[terminal] = console.file.getvalue().splitlines()
+    assert shown[False] == ["no  memory             " + "much " * 30, " " * 23 + "take less"]
+    assert len(shown[True]) > 3
+    assert all(len(line) <= 60 for line in shown[True])
+    assert all(line[:19].strip() == "" for line in shown[True][1:])
 
 
 def found(findings: object) -> dict[str, Finding]:

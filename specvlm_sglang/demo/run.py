@@ -177,6 +177,8 @@ def _write_page(
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page, encoding="utf-8")
     console.print(f"What the draft saw and wrote, to look at in a browser: [bold]{PAGE}[/]")
+    if options.video is None:
+        console.print(f"The clip: [bold]{PAGE.with_name(video.name)}[/]")
 
 
 def _check_numbers(options: DemoOptions) -> None:
@@ -226,7 +228,8 @@ def _clip(options: DemoOptions, folder: Path) -> tuple[Path, str, str]:
         if not options.video.is_file():
             raise DemoError(f"--video {options.video}: no such file")
         return options.video, options.question or "Describe the video.", ""
-    path = folder / "clip.mp4"
+    path = PAGE.with_name("clip.mp4").resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
     scene = demo.make_clip(path, CLIP_SEED, seconds=CLIP_SECONDS, side=CLIP_SIDE)
     question, truth = demo.description(scene)
     return path, options.question or question, "" if options.question else truth

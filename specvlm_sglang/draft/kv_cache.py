@@ -17,7 +17,7 @@ part follows on the forward stream, before the next thing that is planned there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,6 +63,8 @@ class DraftKVCache:
         """What a drafted token's M-RoPE id is above its place in the draft, per row; 0 if cold."""
         self._returned: list[torch.Tensor] = []
         self._emptied: set[int] = set()
+        self.on_freed: Callable[[], None] = lambda: None
+        """Told when a row that held slots gave them back."""
 
     @property
     def slots_in_use(self) -> int:
@@ -203,12 +205,15 @@ class DraftKVCache:
 
     def free(self, row: int) -> None:
         """Take back the slots of ``row``; it is cold from now on. Idempotent, from any stream."""
-        self._returned += self._slots[row]
+        held = self._slots[row]
+        self._returned += held
         self._slots[row] = []
         self._allocated[row] = 0
         self._dropped[row] = 0
         self._warm[row] = False
         self._emptied.add(row)
+        if held:
+            self.on_freed()
 
     def settle(self) -> None:
         """Do on the device what `free` noted; on the forward stream, behind what is queued."""

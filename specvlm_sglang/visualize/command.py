@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import requests
+from rich.console import Console
 
 from specvlm_sglang import demo
 from specvlm_sglang.config import SpecVLMConfig
@@ -89,8 +90,15 @@ def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
     target = options.target or str(demo.target_path())
     server = DemoServer(target, arguments, port=free_port(), log=folder / "server.log")
     stack.enter_context(server)
-    print("starting an SGLang server", file=sys.stderr)
-    wait_until_ready((server,), _START_SECONDS, lambda seconds: None)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print("starting an SGLang server")
+    with console.status("") as status:
+        wait_until_ready(
+            (server,),
+            _START_SECONDS,
+            lambda seconds: status.update(f"starting an SGLang server: {seconds:.0f} s"),
+        )
     return server.url
 
 

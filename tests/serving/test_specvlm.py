@@ -297,6 +297,7 @@ def test_metrics_count_tokens_and_requests(
     assert gained["specvlm_requests_total"] == 1
     assert gained["specvlm_scoring_seconds_count"] == 1
     assert after["specvlm_draft_kv_tokens"] > 0
+    assert after["specvlm_draft_kv_tokens_in_use"] == 0
 
 
 def test_help_shows_the_flags(tmp_path: Path) -> None:
