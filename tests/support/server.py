@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -53,10 +54,19 @@ class ChatAnswer:
 
 
 def free_port() -> int:
-    """A loopback TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback TCP port that nothing listens on now.
+
+    Below those that the kernel gives to outgoing connections: none takes it while a server starts.
+    """
+    while True:
+        # Not `random`: hypothesis seeds that, so two workers would choose the same.
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        return port
 
 
 def session_processes(session: int) -> list[psutil.Process]:
