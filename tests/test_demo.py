@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from specvlm_sglang.cli import main
+from specvlm_sglang.demo import servers
 from specvlm_sglang.demo.run import DemoOptions, run, split_own
 from specvlm_sglang.demo.servers import HOST
 
@@ -159,3 +160,20 @@ def test_the_demo_answers_alike_with_and_without_specvlm(tmp_path: Path) -> None
     assert "Both servers gave the same answer." in out
     assert "tokens per target pass" in out
     assert "accepted from the draft" in (tmp_path / "demo/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "triton"),
+    [
+        ("float32", True, True),
+        ("float32", False, False),
+        ("bfloat16", True, False),
+    ],
+)
+def test_float32_on_a_gpu_names_backends_that_compute_it(
+    dtype: str, gpu: bool, triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "on_gpu", lambda: gpu)
+    arguments = servers.dtype_arguments(dtype)
+    assert arguments[:2] == ("--dtype", dtype)
+    assert ("triton" in arguments) == ("triton_attn" in arguments) == triton

@@ -24,6 +24,7 @@ from specvlm_sglang.demo.servers import (
     DemoServer,
     dtype_arguments,
     free_port,
+    on_gpu,
     wait_until_ready,
 )
 
@@ -146,7 +147,8 @@ def _run(options: DemoOptions, console: Console, folder: Path) -> None:
             if exact
             else f"[red]The answers differ[/] ({options.dtype} logits can tie; try --dtype float32)"
         )
-        if not exact and options.dtype == "float32":
+        # A GPU's kernels may round float32 products to TF32, in verifying as in decoding.
+        if not exact and options.dtype == "float32" and not on_gpu():
             raise DemoError("in float32 the answers of both servers must be the same")
 
 

@@ -41,12 +41,17 @@ def free_port(wanted: int | None = None) -> int:
 
 def dtype_arguments(dtype: str) -> tuple[str, ...]:
     """Launch arguments of a dtype, for plain decoding too: on a GPU float32 is for Triton alone."""
+    if dtype == "float32" and on_gpu():
+        backends = ("--attention-backend", "triton", "--mm-attention-backend", "triton_attn")
+        return ("--dtype", dtype, *backends)
+    return ("--dtype", dtype)
+
+
+def on_gpu() -> bool:
+    """Whether SGLang will serve on CUDA."""
     import torch
 
-    if dtype != "float32" or not torch.cuda.is_available():
-        return ("--dtype", dtype)
-    backends = ("--attention-backend", "triton", "--mm-attention-backend", "triton_attn")
-    return ("--dtype", dtype, *backends)
+    return torch.cuda.is_available()
 
 
 class DemoServer:

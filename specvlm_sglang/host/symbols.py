@@ -115,6 +115,9 @@ declare(
     (
         Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.register", ("spec_class",)),
         Symbol("sglang.srt.speculative.spec_registry:CustomSpecAlgo.handle_server_args"),
+        Symbol("sglang.srt.model_executor.cuda_graph_config:with_phase", ("config", "phase")),
+        Symbol("sglang.srt.model_executor.cuda_graph_config:Phase.PREFILL"),
+        Symbol("sglang.srt.model_executor.cuda_graph_config:Backend.DISABLED"),
         Symbol(
             "sglang.srt.managers.overlap_utils:FutureMap",
             ("device", "spec_algo", "needs_cpu_seq_lens", "needs_confidence_relay"),
@@ -130,6 +133,8 @@ _FORWARD = "sglang.srt.model_executor.forward_batch_info"
 declare(
     "worker",
     (
+        Symbol("sglang.srt.runtime_context:get_parallel"),
+        Symbol("sglang.srt.runtime_context:get_schedule"),
         Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneWorkerV2"),
         Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneDraftWorker"),
         Symbol(
