@@ -13,6 +13,9 @@ NO_ATTENTION = "the scores hold no attention to the video"
 POOL_FULL = "the draft's KV cache is full"
 """Why a request is cold that the draft's pool could not take."""
 
+CUSTOM_PROCESSOR = "custom_logit_processor is applied token by token"
+"""Why a request is cold whose logits any Python code may change."""
+
 
 @dataclass
 class RequestReport:

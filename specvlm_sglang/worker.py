@@ -19,15 +19,22 @@ from specvlm_sglang.copies import LateFlag, to_device
 from specvlm_sglang.detail import add_selection, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import min_p, scheduler_hooks
+from specvlm_sglang.host import min_p, scheduler_hooks, verification
 from specvlm_sglang.models import family_of, mrope_delta
-from specvlm_sglang.observability import POOL_FULL, LateReport, Observer, RequestReport
+from specvlm_sglang.observability import (
+    CUSTOM_PROCESSOR,
+    POOL_FULL,
+    LateReport,
+    Observer,
+    RequestReport,
+)
 from specvlm_sglang.phases import PhaseClock
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
 from specvlm_sglang.pruning.request import select_for
 from specvlm_sglang.pruning.selection import video_token_budget
 from specvlm_sglang.ranks import OTHER_RANK, agree, agree_on_all
 from specvlm_sglang.request_options import RequestOptions, options_of
+from specvlm_sglang.sampling.emitted import EmittedTokens
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
 from specvlm_sglang.scoring.warm_up import warm_up
@@ -73,6 +80,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.capture = QueryCapture()
         scheduler_hooks.install(self)
         min_p.install()
+        verification.install()
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
 
     def alloc_memory_pool(
@@ -92,6 +100,11 @@ class SpecVLMWorker(StandaloneWorkerV2):
         )
         kv = self._draft_worker.kv
         kv.on_freed = self._note_draft_kv
+        self.emitted = EmittedTokens(
+            len(req_to_token_pool.req_to_token),
+            self._target_worker.model_runner.model_config.vocab_size,
+            self.device,
+        )
         logger.info(
             "SPECVLM: the draft's KV cache has %d tokens, the target's %d",
             kv.capacity,
@@ -168,9 +181,13 @@ class SpecVLMWorker(StandaloneWorkerV2):
         }
 
     def verify(self, batch: Any, pp_proxy_tensors: Any = None, grammar_barrier: Any = None) -> Any:
-        """SGLang's verification, with the one sampling parameter that it leaves out."""
+        """SGLang's verification, with the sampling state that plain decoding would have."""
         self._note_draft_kv()
-        with self.phases("verify"), min_p.applied(batch.sampling_info):
+        with (
+            self.phases("verify"),
+            min_p.applied(batch.sampling_info),
+            verification.judged_by(self.emitted),
+        ):
             return super().verify(
                 batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier
             )
@@ -186,6 +203,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
     ) -> Any:
         """Target prefill with capture, then for each completed prompt: score, select, draft."""
         self._arm_capture(batch)
+        verification.resume(batch.sampling_info, batch.reqs, self.emitted)
         try:
             with self.phases("target_prefill"):
                 output = self.target_worker.forward_batch_generation(
@@ -201,11 +219,24 @@ class SpecVLMWorker(StandaloneWorkerV2):
             spec_stage_span("draft_extend"),
         ):
             reports = [self._report(req) for req in batch.reqs]
+            self._begin_output(batch, output, reports)
             prompts = self._draft_prompts(batch, output, reports)
             output.next_draft_input = self._draft_prefill(batch, output, prompts, reports)
         self._publish(output, reports)
         self._note_draft_kv()
         return output
+
+    def _begin_output(
+        self, batch: Any, output: Any, reports: Sequence[RequestReport | None]
+    ) -> None:
+        for index, (req, report) in enumerate(zip(batch.reqs, reports, strict=True)):
+            if report is not None:
+                self.emitted.begin(
+                    req.kv.req_pool_idx,
+                    verification.looks_back(req),
+                    req.output_ids,
+                    output.next_token_ids[index : index + 1],
+                )
 
     def _note_draft_kv(self) -> None:
         kv = self._draft_worker.kv
@@ -343,6 +374,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Return one request's draft prompt; None where the draft's cache has no room for it."""
         if getattr(req, "specvlm_no_draft", None):
             raise ValueError(req.specvlm_no_draft)
+        if req.custom_logit_processor is not None:
+            report.cold = CUSTOM_PROCESSOR
+            return None
         draft = self.draft_worker
         filled = len(req.full_untruncated_fill_ids)
         length = draft_length(prompt, filled, report.kept_video_tokens)

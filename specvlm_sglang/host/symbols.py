@@ -276,6 +276,41 @@ declare(
     ),
 )
 
+_SAMPLING = "sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"
+_VERIFY_INPUT = "sglang.srt.speculative.eagle_info:EagleVerifyInput"
+
+declare(
+    "verification",
+    (
+        Symbol(
+            "sglang.srt.speculative.eagle_utils:eagle_sample",
+            ("verify_input", "batch", "logits_output", "grammar_mask"),
+        ),
+        Symbol(f"{_SCHEDULE}:ScheduleBatch.cumulate_penalty_output_tokens"),
+        Symbol(
+            "sglang.srt.layers.sampler:apply_custom_logit_processor",
+            ("logits", "sampling_batch_info"),
+        ),
+        Symbol(f"{_SAMPLING}.acc_additive_penalties"),
+        Symbol(f"{_SAMPLING}.acc_scaling_penalties"),
+        Symbol(f"{_SAMPLING}.has_custom_logit_processor"),
+        Symbol(f"{_SAMPLING}.custom_logit_processor"),
+        Symbol(f"{_SAMPLING}.logit_bias"),
+        Symbol(f"{_SAMPLING}.copy_for_forward"),
+        Symbol(f"{_VERIFY_INPUT}.draft_token"),
+        Symbol(f"{_VERIFY_INPUT}.retrieve_next_token"),
+        Symbol(f"{_VERIFY_INPUT}.retrieve_next_sibling"),
+        Symbol(f"{_VERIFY_INPUT}.spec_steps"),
+        Symbol(f"{_VERIFY_INPUT}.draft_token_num"),
+        Symbol(
+            "sglang.srt.sampling.penaltylib.orchestrator:"
+            "BatchedPenalizerOrchestrator.cumulate_output_tokens",
+            ("output_ids",),
+        ),
+        Symbol("sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer"),
+    ),
+)
+
 declare(
     "frontend video",
     (
