@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.draft_layer import DraftLayer
 from benchmarks.growth_plot import draw
 from specvlm_sglang.bench.environment import environment
+from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.pruning.selection import select_video_tokens, video_token_budget
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
 
@@ -99,7 +100,7 @@ def selection(video_tokens: int, retention: float) -> Callable[[], Any]:
     """Both stages, on scores of which a few hold most of the mass."""
     drawn = np.random.default_rng(0).lognormal(sigma=2.0, size=video_tokens)
     scores = torch.from_numpy((drawn / drawn.sum()).astype(np.float32))
-    return lambda: select_video_tokens(scores, retention=retention)
+    return lambda: select_video_tokens(scores, retention=retention, top_p=SpecVLMConfig.top_p)
 
 
 def operations(video_tokens: int, retention: float) -> dict[str, Callable[[], Callable[[], Any]]]:

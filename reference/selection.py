@@ -33,7 +33,7 @@ Policies that read scores fall back to Stage II alone when all scores are zero: 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,22 +63,6 @@ __all__ = [
 ]
 
 FloatArray = npt.NDArray[np.float32]
-
-POLICIES: tuple[str, ...] = (
-    "specvlm",
-    "specvlm-grid",
-    "attention",
-    "uniform",
-    "uniform-grid",
-    "random",
-    "window-front",
-    "window-middle",
-    "window-back",
-    "frames",
-    "none",
-)
-_SCORED = ("specvlm", "specvlm-grid", "attention")
-_NEED_GRID = ("specvlm-grid", "uniform-grid", "frames")
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +207,7 @@ def select_in_stages(
     n = checked.size
     budget = video_token_budget(n, retention)
     _check_top_p(top_p)
-    if policy not in POLICIES:
+    if policy not in _POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
@@ -231,30 +215,12 @@ def select_in_stages(
         raise ValueError(f"grid must have as many tokens as scores, {n}, got {grid}")
     if n == 0:
         return Selection(_NONE, _NONE)
-    if policy in _NEED_GRID and grid is None:
+    chosen = _POLICIES[policy]
+    if chosen.needs_grid and grid is None:
         raise ValueError(f"grid must be (frames, rows, columns) for policy {policy!r}, got None")
-
-    no_mass = policy in _SCORED and not checked.any()
-    if policy == "attention" and not no_mass:
-        return Selection(np.sort(_rank(checked)[:budget]), _NONE)
-    if policy in ("specvlm", "specvlm-grid"):
-        # Without mass Stage I keeps nothing by its own definition.
-        stage_one = retain_top_p(checked, top_p, budget)
-        spacing = grid if policy == "specvlm-grid" else None
-    elif policy in ("attention", "uniform", "uniform-grid"):
-        stage_one = _NONE
-        spacing = grid if policy == "uniform-grid" else None
-    else:
-        return Selection(_NONE, _without_scores(n, budget, policy, grid, seed))
-    remains = np.ones(n, dtype=np.bool_)
-    remains[stage_one] = False
-    candidates = np.flatnonzero(remains)
-    count = budget - stage_one.size
-    if spacing is None:
-        stage_two = prune_spatially_uniform(candidates, count)
-    else:
-        stage_two = prune_grid_uniform(candidates, count, spacing)
-    return Selection(stage_one, stage_two, int(no_mass))
+    kept = chosen.select(_Question(checked, budget, top_p, grid, seed))
+    no_mass = chosen.needs_scores and not checked.any()
+    return Selection(kept.stage_one, kept.stage_two, int(no_mass))
 
 
 def select_per_video(
@@ -315,19 +281,121 @@ _NONE: IntArray = np.empty(0, dtype=np.int64)
 _NONE.setflags(write=False)
 
 
-def _without_scores(n: int, budget: int, policy: str, grid: Grid | None, seed: int) -> IntArray:
-    """The policies that neither rank nor space tokens one by one."""
-    everything = np.arange(n, dtype=np.int64)
-    if policy == "none":
-        return everything
-    if policy == "random":
-        # A prefix of one permutation, so that lower retentions nest.
-        return np.sort(np.random.default_rng(seed).permutation(everything)[:budget])
-    if policy == "frames":
-        assert grid is not None
-        return _whole_frames(everything.reshape(grid[0], -1), budget)
-    start = {"window-front": 0, "window-middle": (n - budget) // 2, "window-back": n - budget}
-    return everything[start[policy] : start[policy] + budget]
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """What a policy is asked: checked arguments of :func:`select_in_stages`, N at least 1."""
+
+    scores: FloatArray
+    budget: int
+    top_p: float
+    grid: Grid | None
+    seed: int
+
+    @property
+    def tokens(self) -> IntArray:
+        return np.arange(self.scores.size, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Policy:
+    select: Callable[[_Question], Selection]
+    needs_scores: bool
+    needs_grid: bool
+
+
+_POLICIES: dict[str, _Policy] = {}
+
+
+def _policy(
+    name: str, *, needs_scores: bool = False, needs_grid: bool = False
+) -> Callable[[Callable[[_Question], Selection]], Callable[[_Question], Selection]]:
+    """Register a policy under its name."""
+
+    def register(select: Callable[[_Question], Selection]) -> Callable[[_Question], Selection]:
+        _POLICIES[name] = _Policy(select, needs_scores, needs_grid)
+        return select
+
+    return register
+
+
+def _fill_up(asked: _Question, stage_one: IntArray, grid: Grid | None) -> Selection:
+    """Stage II: what is left of the budget, evenly spaced over the tokens that remain."""
+    remains = np.ones(asked.scores.size, dtype=np.bool_)
+    remains[stage_one] = False
+    candidates = np.flatnonzero(remains)
+    count = asked.budget - stage_one.size
+    if grid is None:
+        return Selection(stage_one, prune_spatially_uniform(candidates, count))
+    return Selection(stage_one, prune_grid_uniform(candidates, count, grid))
+
+
+def _window(asked: _Question, start: int) -> Selection:
+    return Selection(_NONE, asked.tokens[start : start + asked.budget])
+
+
+@_policy("specvlm", needs_scores=True)
+def _specvlm(asked: _Question) -> Selection:
+    # Without mass Stage I keeps nothing by its own definition.
+    return _fill_up(asked, retain_top_p(asked.scores, asked.top_p, asked.budget), None)
+
+
+@_policy("specvlm-grid", needs_scores=True, needs_grid=True)
+def _specvlm_grid(asked: _Question) -> Selection:
+    return _fill_up(asked, retain_top_p(asked.scores, asked.top_p, asked.budget), asked.grid)
+
+
+@_policy("attention", needs_scores=True)
+def _attention(asked: _Question) -> Selection:
+    if not asked.scores.any():
+        return _uniform(asked)
+    return Selection(np.sort(_rank(asked.scores)[: asked.budget]), _NONE)
+
+
+@_policy("uniform")
+def _uniform(asked: _Question) -> Selection:
+    return _fill_up(asked, _NONE, None)
+
+
+@_policy("uniform-grid", needs_grid=True)
+def _uniform_grid(asked: _Question) -> Selection:
+    return _fill_up(asked, _NONE, asked.grid)
+
+
+@_policy("random")
+def _random(asked: _Question) -> Selection:
+    # A prefix of one permutation, so that lower retentions nest.
+    drawn = np.random.default_rng(asked.seed).permutation(asked.tokens)
+    return Selection(_NONE, np.sort(drawn[: asked.budget]))
+
+
+@_policy("window-front")
+def _window_front(asked: _Question) -> Selection:
+    return _window(asked, 0)
+
+
+@_policy("window-middle")
+def _window_middle(asked: _Question) -> Selection:
+    return _window(asked, (asked.scores.size - asked.budget) // 2)
+
+
+@_policy("window-back")
+def _window_back(asked: _Question) -> Selection:
+    return _window(asked, asked.scores.size - asked.budget)
+
+
+@_policy("frames", needs_grid=True)
+def _frames(asked: _Question) -> Selection:
+    assert asked.grid is not None
+    return Selection(_NONE, _whole_frames(asked.tokens.reshape(asked.grid[0], -1), asked.budget))
+
+
+@_policy("none")
+def _everything(asked: _Question) -> Selection:
+    return Selection(_NONE, asked.tokens)
+
+
+POLICIES: tuple[str, ...] = tuple(_POLICIES)
+"""Every policy; the module's docstring says what they do."""
 
 
 def _whole_frames(tokens: IntArray, budget: int) -> IntArray:

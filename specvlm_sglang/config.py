@@ -32,7 +32,7 @@ class SpecVLMConfig:
     top_p
         Share of the attention mass that Stage I retains, in [0, 1].
     policy
-        Pruning policy, one of `specvlm_sglang.policies.policy_names`.
+        Pruning policy, one of `specvlm_sglang.pruning.registry.policy_names`.
     policy_file
         Python file with policies of the user's own.
     max_query_rows
@@ -60,7 +60,8 @@ class SpecVLMConfig:
     positions: str | None = None
 
     def __post_init__(self) -> None:
-        from specvlm_sglang.policies import check_policy, check_retention, own_policies
+        from specvlm_sglang.policies import check_retention
+        from specvlm_sglang.pruning.registry import check_policy, own_policies
 
         if self.policy_file is not None:
             own_policies(self.policy_file)
@@ -180,7 +181,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     Their defaults stay None, so that a flag which was not given leaves its variable alone.
     """
-    from specvlm_sglang.policies import POLICIES
+    from specvlm_sglang.pruning.registry import shipped_policies
 
     group = parser.add_argument_group(
         "SpecVLM",
@@ -199,7 +200,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--specvlm-policy",
-        help=f"Pruning policy: {', '.join(POLICIES)}, or one of your file. Default: specvlm.",
+        help=f"Pruning policy: {', '.join(shipped_policies())}, or one of your file. "
+        "Default: specvlm.",
     )
     group.add_argument(
         "--specvlm-policy-file",

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.policies import (
-    check_policy,
-    check_retention,
-    check_share,
-    needs_grid,
-    needs_scores,
-)
+from specvlm_sglang.policies import Policy, check_retention, check_share
+from specvlm_sglang.pruning.registry import check_policy, find_policy
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +25,7 @@ class RequestOptions:
     retention
         Share of the video tokens that the draft KEEPS, in (0, 1].
     policy
-        One of `specvlm_sglang.policies.policy_names`.
+        One of `specvlm_sglang.pruning.registry.policy_names`.
     top_p
         Share of the video's attention mass that Stage I retains, in [0, 1].
     detail
@@ -40,7 +35,7 @@ class RequestOptions:
 
     retention: float
     policy: str
-    top_p: float = SpecVLMConfig.top_p
+    top_p: float
     detail: bool = False
 
     def __post_init__(self) -> None:
@@ -51,14 +46,9 @@ class RequestOptions:
             raise ValueError(f"detail={self.detail!r} must be true or false")
 
     @property
-    def needs_scores(self) -> bool:
-        """Whether the policy reads attention scores."""
-        return needs_scores(self.policy)
-
-    @property
-    def needs_grid(self) -> bool:
-        """Whether the policy spaces tokens over frames and areas."""
-        return needs_grid(self.policy)
+    def chosen(self) -> Policy:
+        """The policy of that name."""
+        return find_policy(self.policy)
 
 
 def parse_options(custom_params: Any, config: SpecVLMConfig) -> RequestOptions:

@@ -31,7 +31,7 @@ from specvlm_sglang.observability import (
 from specvlm_sglang.phases import PhaseClock
 from specvlm_sglang.pruning.prompt import VideoPrompt, prompt_of, unpruned
 from specvlm_sglang.pruning.request import select_for
-from specvlm_sglang.pruning.selection import video_token_budget
+from specvlm_sglang.pruning.selection import kept_tokens
 from specvlm_sglang.ranks import OTHER_RANK, agree, agree_on_all
 from specvlm_sglang.request_options import RequestOptions, options_of
 from specvlm_sglang.sampling.emitted import EmittedTokens
@@ -274,16 +274,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
     def _kept(self, req: Any, prompt: VideoPrompt) -> int:
         """K, from lengths and options alone."""
         options = self._options(req)
-        if options.policy == "none":
-            return prompt.video_tokens
-        if options.needs_grid and len(prompt.video_lengths) > 1:
-            return sum(
-                video_token_budget(tokens, options.retention) for tokens in prompt.video_lengths
-            )
-        return video_token_budget(prompt.video_tokens, options.retention)
+        return kept_tokens(prompt.video_lengths, options.chosen, options.retention)
 
     def _reads_scores(self, req: Any, prompt: VideoPrompt) -> bool:
-        return self._options(req).needs_scores and self._kept(req, prompt) < prompt.video_tokens
+        return (
+            self._options(req).chosen.needs_scores and self._kept(req, prompt) < prompt.video_tokens
+        )
 
     def _report(self, req: Any) -> RequestReport | None:
         """What will be reported of ``req``; None in the middle of a chunked prefill."""
@@ -407,8 +403,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if report.kept_video_tokens == prompt.video_tokens:
             return None
         options = self._options(req)
-        is_scored = options.needs_scores and prompt.query_rows > 0
-        if options.needs_scores and not is_scored:
+        is_scored = options.chosen.needs_scores and prompt.query_rows > 0
+        if options.chosen.needs_scores and not is_scored:
             report.fallback = "no text after the video"
         scores = torch.zeros(prompt.video_tokens, dtype=torch.float32, device=self.device)
         selection, failure = None, None

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specvlm_sglang.config import SpecVLMConfig, add_flags, export_flags
-from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.pruning.registry import shipped_policies
+
+POLICIES = tuple(shipped_policies())
 
 FIELDS = (
     "retention",

@@ -76,7 +76,7 @@ def test_grids_and_lengths_are_those_of_the_prompt(req: Any) -> None:
 
 def test_scores_and_both_stages_are_those_of_the_selection(req: Any) -> None:
     scores = np.random.default_rng(5).random(24, dtype=np.float32) ** 4
-    options = RequestOptions(0.5, "specvlm")
+    options = RequestOptions(0.5, "specvlm", 0.2)
     detail = start_detail(req, PROMPT)
     add_selection(
         detail, torch.from_numpy(scores), select_for(PROMPT, options, torch.tensor(scores))
@@ -92,7 +92,7 @@ def test_scores_and_both_stages_are_those_of_the_selection(req: Any) -> None:
 def test_scores_that_no_policy_read_are_not_reported(req: Any) -> None:
     scores = torch.zeros(24)
     detail = start_detail(req, PROMPT)
-    add_selection(detail, None, select_for(PROMPT, RequestOptions(0.5, "uniform"), scores))
+    add_selection(detail, None, select_for(PROMPT, RequestOptions(0.5, "uniform", 0.2), scores))
     assert detail["scores"] is None
     assert detail["stage_one"] == []
     assert len(detail["stage_two"]) == 12
@@ -100,4 +100,4 @@ def test_scores_that_no_policy_read_are_not_reported(req: Any) -> None:
 
 def test_a_grid_policy_refuses_a_video_without_a_grid() -> None:
     with pytest.raises(ValueError, match="policy 'frames' needs videos with a regular grid"):
-        select_for(PROMPT, RequestOptions(0.5, "frames"), torch.zeros(24))
+        select_for(PROMPT, RequestOptions(0.5, "frames", 0.2), torch.zeros(24))

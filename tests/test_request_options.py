@@ -12,9 +12,11 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import request_validation
-from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.request_options import RequestOptions, options_of, parse_options
 from tests.support.hooks import unhooked
+
+POLICIES = tuple(shipped_policies())
 
 SERVER = SpecVLMConfig(retention=0.3, policy="uniform")
 BAD = [
@@ -48,7 +50,7 @@ def validation() -> Iterator[None]:
 
 @pytest.mark.parametrize("custom", [None, {}, {"other": 1}, {"specvlm": None}, [1], "text"])
 def test_a_request_without_options_gets_the_servers(custom: Any) -> None:
-    assert parse_options(custom, SERVER) == RequestOptions(0.3, "uniform")
+    assert parse_options(custom, SERVER) == RequestOptions(0.3, "uniform", 0.2)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,9 @@ def test_bad_options_are_refused_with_their_name_and_value(given: Any, message: 
 
 
 def test_only_scored_policies_read_scores_and_only_spaced_ones_need_a_grid() -> None:
-    options = {policy: RequestOptions(0.5, policy) for policy in POLICIES}
-    scored = {policy for policy, option in options.items() if option.needs_scores}
-    gridded = {policy for policy, option in options.items() if option.needs_grid}
+    options = {policy: RequestOptions(0.5, policy, 0.2) for policy in POLICIES}
+    scored = {policy for policy, option in options.items() if option.chosen.needs_scores}
+    gridded = {policy for policy, option in options.items() if option.chosen.needs_grid}
     assert scored == {"specvlm", "specvlm-grid", "attention"}
     assert gridded == {"specvlm-grid", "uniform-grid", "frames"}
 
@@ -105,7 +107,7 @@ def test_options_are_parsed_once_per_request() -> None:
         rid="a", sampling_params=SamplingParams(custom_params={"specvlm": {"retention": 0.5}})
     )
     first = options_of(req, SERVER)
-    assert first == RequestOptions(0.5, "uniform")
+    assert first == RequestOptions(0.5, "uniform", 0.2)
     req.sampling_params.custom_params = None
     assert options_of(req, SERVER) is first
 
@@ -117,7 +119,7 @@ def test_options_that_slipped_through_give_way_to_the_servers(
         rid="slipped", sampling_params=SamplingParams(custom_params={"specvlm": {"policy": "x"}})
     )
     with caplog.at_level(logging.WARNING):
-        assert options_of(req, SERVER) == RequestOptions(0.3, "uniform")
+        assert options_of(req, SERVER) == RequestOptions(0.3, "uniform", 0.2)
         options_of(req, SERVER)
     (warning,) = caplog.messages
     assert "slipped" in warning

@@ -33,7 +33,9 @@ def numpy_of(scores, policy, grid):
 def torch_of(scores, policy, grid):
     on_device = torch.from_numpy(scores)
     return lambda: (
-        select_video_tokens(on_device, retention=RETENTION, policy=policy, grid=grid).indices
+        select_video_tokens(
+            on_device, retention=RETENTION, top_p=0.4, policy=policy, grid=grid
+        ).indices
     )
 
 

@@ -17,8 +17,8 @@ from benchmarks.tinyvid.clips import Prompt
 from benchmarks.tinyvid.reader import Reader
 from reference.positions import kept_prompt_indices
 from reference.selection import select_video_tokens
-from specvlm_sglang.policies import own_policies
 from specvlm_sglang.pruning import selection as torch_selection
+from specvlm_sglang.pruning.registry import own_policies
 
 CHAIN = 5
 """Drafted tokens per round."""

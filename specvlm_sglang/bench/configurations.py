@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from specvlm_sglang.policies import POLICIES, check_policy, check_retention, check_share
+from specvlm_sglang.policies import check_retention, check_share
+from specvlm_sglang.pruning.registry import check_policy, shipped_policies
 
 PLAIN = "plain"
 UNPRUNED = "unpruned"
@@ -68,7 +69,7 @@ REGISTRY: dict[str, Configuration] = {
         *(_pruned(retention, top_p=0.4) for retention in RETENTIONS),
         *(
             _pruned(retention, policy)
-            for policy in POLICIES
+            for policy in shipped_policies()
             if policy not in ("specvlm", "none")
             for retention in RETENTIONS
         ),

@@ -26,7 +26,7 @@ def select_for(prompt: VideoPrompt, options: RequestOptions, scores: torch.Tenso
     ValueError
         A policy that needs a grid, and a video without one.
     """
-    grids = prompt.video_grids if options.needs_grid else None
+    grids = prompt.video_grids if options.chosen.needs_grid else None
     if grids is not None and None in grids:
         raise ValueError(f"policy {options.policy!r} needs videos with a regular grid")
     if grids is not None and len(grids) > 1:

@@ -44,4 +44,4 @@ def warm_up(heads: int, dtype: torch.dtype, key_buffer: torch.Tensor) -> None:
     """Score and select once on ``key_buffer``'s device; arguments as of `layer_arguments`."""
     arguments = layer_arguments(heads, dtype, key_buffer)
     accumulate_layer_scores(*arguments)
-    select_video_tokens(arguments[0], retention=0.5)
+    select_video_tokens(arguments[0], retention=0.5, top_p=0.2)

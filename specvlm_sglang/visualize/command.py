@@ -24,7 +24,8 @@ from specvlm_sglang.demo.servers import (
     free_port,
     wait_until_ready,
 )
-from specvlm_sglang.policies import check_policy, check_retention
+from specvlm_sglang.policies import check_retention
+from specvlm_sglang.pruning.registry import check_policy
 from specvlm_sglang.visualize.frames import read_frames
 from specvlm_sglang.visualize.page import render
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from specvlm_sglang.detail import DRAFT
-from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.visualize.frames import Frame
 
 
@@ -96,7 +96,7 @@ def render(
     if scores is None:
         note += " No attention was scored here, so policies that read it keep evenly spaced tokens."
     served = None
-    if policy not in POLICIES:
+    if policy not in shipped_policies():
         note += f" {policy!r} is shown as it was served."
         one, two = detail["stage_one"], detail["stage_two"]
         everything = list(range(detail["video_lengths"][0]))
@@ -111,7 +111,7 @@ def render(
         "numbers": list(numbers),
         "retention": retention,
         "policy": policy,
-        "policies": POLICIES,
+        "policies": list(shipped_policies()),
         "served": served,
         "top_p": top_p,
         "note": note,

@@ -15,7 +15,9 @@ from specvlm_sglang.bench.measure import rotated
 from specvlm_sglang.bench.run import run
 from specvlm_sglang.bench.servers import batches, launch_arguments
 from specvlm_sglang.bench.workloads import WORKLOADS
-from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.pruning.registry import shipped_policies
+
+POLICIES = tuple(shipped_policies())
 
 
 def options(*arguments: str) -> argparse.Namespace:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import reference.selection as reference
-from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.pruning.selection import select_video_tokens
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from tests.support.score_case import ScoreCase
+
+POLICIES = tuple(shipped_policies())
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Largest relative difference to the float64 reference. A GPU sums in another order and takes

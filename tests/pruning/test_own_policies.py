@@ -10,11 +10,18 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.policies import POLICIES, check_policy, own_policies, policy, policy_names
+from specvlm_sglang.policies import policy
+from specvlm_sglang.pruning.registry import (
+    check_policy,
+    own_policies,
+    policy_names,
+    shipped_policies,
+)
 from specvlm_sglang.pruning.selection import select_per_video, select_video_tokens
 from specvlm_sglang.request_options import RequestOptions, parse_options
 from tests.support.sync_guard import NoHostSync
 
+POLICIES = tuple(shipped_policies())
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pruning_policy.py"
 GRID = (4, 3, 5)
 SCORES = torch.from_numpy(np.random.default_rng(3).gamma(0.1, 1.0, 60).astype(np.float32))
@@ -86,14 +93,16 @@ def test_a_file_adds_its_policies_to_settings_and_requests() -> None:
     assert policy_names() == (*POLICIES, "frame-peaks")
     assert SpecVLMConfig.from_environment().policy_file == str(EXAMPLE)
     options = parse_options({"specvlm": {"policy": "frame-peaks"}}, SpecVLMConfig())
-    assert (options.needs_scores, options.needs_grid) == (True, True)
-    assert not RequestOptions(0.1, "uniform").needs_scores
+    assert (options.chosen.needs_scores, options.chosen.needs_grid) == (True, True)
+    assert not RequestOptions(0.1, "uniform", 0.2).chosen.needs_scores
 
 
 @pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("retention", [0.01, 0.07, 0.25, 0.5, 0.99, 1.0])
 def test_the_example_keeps_the_best_of_every_frame(retention: float) -> None:
-    found = select_video_tokens(SCORES, retention=retention, policy="frame-peaks", grid=GRID)
+    found = select_video_tokens(
+        SCORES, retention=retention, top_p=0.2, policy="frame-peaks", grid=GRID
+    )
     budget = max(1, int(60 * retention + 1e-6))
     assert found.indices.tolist() == sorted(set(found.indices.tolist()))
     assert len(found.indices) == budget
@@ -112,17 +121,17 @@ def test_the_example_keeps_the_best_of_every_frame(retention: float) -> None:
 def test_every_video_gets_a_budget_of_its_own_where_a_policy_needs_a_grid() -> None:
     scores = torch.cat([SCORES, SCORES.flip(0)])
     found = select_per_video(
-        scores, [60, 60], retention=0.1, policy="frame-peaks", grids=[GRID, GRID]
+        scores, [60, 60], retention=0.1, top_p=0.2, policy="frame-peaks", grids=[GRID, GRID]
     )
     assert ((found.indices < 60).sum(), len(found.indices)) == (6, 12)
     with pytest.raises(ValueError, match="grid=None"):
-        select_video_tokens(SCORES, retention=0.1, policy="frame-peaks")
+        select_video_tokens(SCORES, retention=0.1, top_p=0.2, policy="frame-peaks")
 
 
 @pytest.mark.usefixtures("example")
 @pytest.mark.parametrize("bad", [torch.zeros(60), torch.full((60,), torch.nan)])
 def test_scores_that_are_no_use_arrive_as_zeros_and_are_reported(bad: torch.Tensor) -> None:
-    found = select_video_tokens(bad, retention=0.1, policy="frame-peaks", grid=GRID)
+    found = select_video_tokens(bad, retention=0.1, top_p=0.2, policy="frame-peaks", grid=GRID)
     assert found.fallback
     assert not found.stage_one.any()
     assert len(set(found.indices.tolist())) == 6
@@ -132,7 +141,9 @@ def test_scores_that_are_no_use_arrive_as_zeros_and_are_reported(bad: torch.Tens
 def test_on_a_gpu_nothing_waits_for_the_selection() -> None:
     with FakeTensorMode(), NoHostSync():
         scores = torch.empty(60, device="cuda")
-        found = select_video_tokens(scores, retention=0.1, policy="frame-peaks", grid=GRID)
+        found = select_video_tokens(
+            scores, retention=0.1, top_p=0.2, policy="frame-peaks", grid=GRID
+        )
     assert found.indices.shape == (6,)
     assert found.indices.device.type == "cuda"
 
@@ -141,7 +152,7 @@ def test_a_policy_without_needs_gets_neither_scores_nor_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(LAST, tmp_path, monkeypatch)
-    found = select_video_tokens(SCORES, retention=0.05, policy="last", grid=GRID)
+    found = select_video_tokens(SCORES, retention=0.05, top_p=0.2, policy="last", grid=GRID)
     assert found.indices.tolist() == [57, 58, 59]
     assert not found.fallback
     assert not found.stage_one.any()
@@ -163,7 +174,7 @@ def test_a_policy_that_does_not_keep_its_budget_is_named(
 ) -> None:
     use(WRONG, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=f"'{name}' {message}"):
-        select_video_tokens(SCORES, retention=0.1, policy=name)
+        select_video_tokens(SCORES, retention=0.1, top_p=0.2, policy=name)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference.selection as reference
-from specvlm_sglang import policies
+from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.pruning.selection import (
     select_per_video,
     select_video_tokens,
     video_token_budget,
 )
 
+POLICIES = tuple(shipped_policies())
+NEED_GRID = [name for name, policy in shipped_policies().items() if policy.needs_grid]
+NEED_SCORES = [name for name, policy in shipped_policies().items() if policy.needs_scores]
 GRIDS = [(1, 1, 1), (4, 3, 5), (7, 8, 13), (16, 1, 9), (3, 23, 2)]
 
 
@@ -31,6 +34,7 @@ def draw_scores(kind: str, n: int, seed: int) -> np.ndarray:
 
 
 def assert_same(scores: np.ndarray, **options: object) -> None:
+    options = {"top_p": 0.4, **options}
     expected = reference.select_in_stages(scores, **options)  # type: ignore[arg-type]
     found = select_video_tokens(torch.from_numpy(scores), **options)  # type: ignore[arg-type]
     assert found.indices.tolist() == expected.indices.tolist()
@@ -39,12 +43,12 @@ def assert_same(scores: np.ndarray, **options: object) -> None:
 
 
 def test_the_policies_are_the_references() -> None:
-    assert policies.POLICIES == reference.POLICIES
+    assert POLICIES == reference.POLICIES
 
 
 @pytest.mark.parametrize("kind", ["peaked", "flat", "ties", "one", "zero"])
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("policy", policies.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_equals_the_reference(policy: str, grid: tuple[int, int, int], kind: str):
     n = int(np.prod(grid))
     scores = draw_scores(kind, n, seed=n)
@@ -59,9 +63,7 @@ def test_every_policy_equals_the_reference(policy: str, grid: tuple[int, int, in
     kind=st.sampled_from(["peaked", "flat", "ties", "zero"]),
     retention=st.floats(0.001, 1.0),
     top_p=st.floats(0.0, 1.0),
-    policy=st.sampled_from(
-        [policy for policy in policies.POLICIES if policy not in policies.NEED_GRID]
-    ),
+    policy=st.sampled_from([policy for policy in POLICIES if policy not in NEED_GRID]),
 )
 def test_any_length_equals_the_reference(
     n: int, kind: str, retention: float, top_p: float, policy: str
@@ -78,7 +80,7 @@ def test_any_length_equals_the_reference(
     kind=st.sampled_from(["peaked", "flat", "ties", "one", "zero"]),
     retention=st.floats(0.001, 1.0),
     top_p=st.floats(0.0, 1.0),
-    policy=st.sampled_from(policies.NEED_GRID),
+    policy=st.sampled_from(NEED_GRID),
 )
 def test_any_grid_equals_the_reference(
     frames: int, rows: int, columns: int, kind: str, retention: float, top_p: float, policy: str
@@ -102,7 +104,7 @@ def test_ties_and_extreme_scores_equal_the_reference(
     assert_same(np.array(scores, np.float32), retention=retention, top_p=top_p, policy=policy)
 
 
-@pytest.mark.parametrize("policy", policies.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_long_video_equals_the_reference(policy: str) -> None:
     grid = (64, 14, 26)
     scores = draw_scores("peaked", int(np.prod(grid)), seed=9)
@@ -122,7 +124,7 @@ def test_one_seed_draws_one_permutation_whatever_the_order_of_requests() -> None
     lengths=st.lists(st.integers(0, 60), max_size=4),
     kind=st.sampled_from(["peaked", "ties", "zero"]),
     retention=st.floats(0.01, 1.0),
-    policy=st.sampled_from(policies.POLICIES),
+    policy=st.sampled_from(POLICIES),
 )
 def test_videos_with_budgets_of_their_own_equal_the_reference(
     lengths: list[int], kind: str, retention: float, policy: str
@@ -130,9 +132,9 @@ def test_videos_with_budgets_of_their_own_equal_the_reference(
     n = sum(lengths)
     scores = draw_scores(kind, n, seed=n) if n else np.zeros(0, dtype=np.float32)
     # A video without tokens has no grid, and needs none.
-    lengths = [length for length in lengths if length or policy not in policies.NEED_GRID]
-    grids = [(1, 1, length) for length in lengths] if policy in policies.NEED_GRID else None
-    options = {"retention": retention, "policy": policy, "grids": grids, "seed": 5}
+    lengths = [length for length in lengths if length or policy not in NEED_GRID]
+    grids = [(1, 1, length) for length in lengths] if policy in NEED_GRID else None
+    options = {"retention": retention, "policy": policy, "grids": grids, "seed": 5, "top_p": 0.4}
     expected = reference.select_per_video(scores, lengths, **options)  # type: ignore[arg-type]
     found = select_per_video(torch.from_numpy(scores), lengths, **options)  # type: ignore[arg-type]
     assert found.indices.tolist() == expected.indices.tolist()
@@ -143,8 +145,8 @@ def test_videos_with_budgets_of_their_own_equal_the_reference(
 def test_a_silent_video_falls_back_and_its_neighbours_do_not() -> None:
     scores = draw_scores("peaked", 90, seed=1)
     scores[30:60] = 0
-    found = select_per_video(torch.from_numpy(scores), [30, 30, 30], retention=0.2)
-    expected = reference.select_per_video(scores, [30, 30, 30], retention=0.2)
+    found = select_per_video(torch.from_numpy(scores), [30, 30, 30], retention=0.2, top_p=0.4)
+    expected = reference.select_per_video(scores, [30, 30, 30], 0.2, 0.4)
     assert found.indices.tolist() == expected.indices.tolist()
     assert found.fallback
     silent = (found.indices >= 30) & (found.indices < 60)
@@ -153,7 +155,7 @@ def test_a_silent_video_falls_back_and_its_neighbours_do_not() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), -1.0])
-@pytest.mark.parametrize("policy", policies.NEED_SCORES)
+@pytest.mark.parametrize("policy", NEED_SCORES)
 def test_scores_that_the_reference_refuses_fall_back_to_even_spacing(
     policy: str, bad: float
 ) -> None:
@@ -164,21 +166,21 @@ def test_scores_that_the_reference_refuses_fall_back_to_even_spacing(
     spacing = "uniform-grid" if policy == "specvlm-grid" else "uniform"
     expected = reference.select_in_stages(np.zeros(60), 0.2, policy=spacing, grid=(4, 3, 5))
     found = select_video_tokens(
-        torch.from_numpy(scores), retention=0.2, policy=policy, grid=(4, 3, 5)
+        torch.from_numpy(scores), retention=0.2, top_p=0.4, policy=policy, grid=(4, 3, 5)
     )
     assert found.indices.tolist() == expected.indices.tolist()
     assert bool(found.fallback)
     assert not found.stage_one.any()
 
 
-@pytest.mark.parametrize("policy", policies.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_no_value_is_read_from_the_device(policy: str) -> None:
     # Meta tensors have no values: whatever would make the host wait for one raises.
     scores = torch.empty(60, device="meta")
     kept = 60 if policy == "none" else 12
-    one = select_video_tokens(scores, retention=0.2, policy=policy, grid=(4, 3, 5))
+    one = select_video_tokens(scores, retention=0.2, top_p=0.4, policy=policy, grid=(4, 3, 5))
     each = select_per_video(
-        scores, [36, 24], retention=0.25, policy=policy, grids=[(3, 3, 4), (2, 3, 4)]
+        scores, [36, 24], retention=0.25, top_p=0.4, policy=policy, grids=[(3, 3, 4), (2, 3, 4)]
     )
     assert one.indices.shape == one.stage_one.shape == (kept,)
     assert one.indices.is_meta
@@ -216,7 +218,7 @@ def test_the_budget_equals_the_reference(n: int, retention: float) -> None:
 def test_bad_arguments_are_named_where_the_reference_raises_too(
     options: dict[str, object], named: str
 ) -> None:
-    options = {"retention": 0.1, **options}
+    options = {"retention": 0.1, "top_p": 0.4, **options}
     with pytest.raises(ValueError, match=named):
         select_video_tokens(torch.ones(9), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=named.partition("=")[0]):
@@ -225,7 +227,7 @@ def test_bad_arguments_are_named_where_the_reference_raises_too(
 
 def test_scores_with_two_axes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scores of shape \[3, 3\]"):
-        select_video_tokens(torch.ones(3, 3), retention=0.5)
+        select_video_tokens(torch.ones(3, 3), retention=0.5, top_p=0.4)
 
 
 @pytest.mark.parametrize("n", [-1, -1000])
@@ -237,9 +239,9 @@ def test_a_negative_number_of_tokens_is_refused(n: int) -> None:
 @pytest.mark.parametrize("lengths", [[4, 4], [-1, 10], [], [9, 1]])
 def test_lengths_that_do_not_cover_the_scores_are_refused(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="video_lengths"):
-        select_per_video(torch.ones(9), lengths, retention=0.5)
+        select_per_video(torch.ones(9), lengths, retention=0.5, top_p=0.4)
 
 
 def test_a_grid_for_another_number_of_videos_is_refused() -> None:
     with pytest.raises(ValueError, match="grids"):
-        select_per_video(torch.ones(8), [4, 4], retention=0.5, grids=[(1, 2, 2)])
+        select_per_video(torch.ones(8), [4, 4], retention=0.5, top_p=0.4, grids=[(1, 2, 2)])

@@ -11,10 +11,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import reference.selection as reference
-from specvlm_sglang.policies import POLICIES
 from specvlm_sglang.pruning import selection, triton_stage_one
+from specvlm_sglang.pruning.registry import shipped_policies
 from tests.support.sync_guard import HostSyncError, NoHostSync
 from tests.support.triton_interpreter import interpreted
+
+POLICIES = tuple(shipped_policies())
 
 GRID = (4, 7, 5)
 N = 140
@@ -64,7 +66,7 @@ def test_every_policy_keeps_what_the_reference_keeps_without_a_sync(
     policy: str, retention: float
 ) -> None:
     scores = skewed(N, seed=1)
-    options = {"retention": retention, "policy": policy, "seed": 3}
+    options = {"retention": retention, "top_p": 0.4, "policy": policy, "seed": 3}
     with NoHostSync():
         one = selection.select_video_tokens(torch.from_numpy(scores), grid=GRID, **options)
         each = selection.select_per_video(
@@ -92,7 +94,9 @@ def test_on_a_gpu_no_policy_waits_for_it(policy: str) -> None:
         NoHostSync(),
     ):
         scores = torch.empty(N, device="cuda")
-        found = selection.select_video_tokens(scores, retention=0.3, policy=policy, grid=GRID)
+        found = selection.select_video_tokens(
+            scores, retention=0.3, top_p=0.4, policy=policy, grid=GRID
+        )
     assert found.indices.device.type == found.stage_one.device.type == "cuda"
     assert found.fallback.device.type == "cuda"
     assert found.indices.shape == ((N if policy == "none" else 42),)

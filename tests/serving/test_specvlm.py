@@ -12,10 +12,12 @@ import openai
 import pytest
 import requests
 
-from specvlm_sglang.policies import POLICIES
+from specvlm_sglang.pruning.registry import shipped_policies
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, TREE, ask, ask_all, launch, meta, report, state
 from tests.support.server import Server
+
+POLICIES = tuple(shipped_policies())
 
 pytestmark = pytest.mark.serving
 
