@@ -152,11 +152,12 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         ValueError
             A combination that SPECVLM does not serve; the message names the flag.
         """
-        from specvlm_sglang.host import frontend_video, request_validation
+        from specvlm_sglang.host import frontend_video, request_validation, response_report
 
         config = SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)
         request_validation.install()
+        response_report.install()
         frontend_video.install()
         # Before the tree: such a backend brings its own page size, which the user did not set.
         check_attention_backends(server_args)

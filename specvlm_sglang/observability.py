@@ -16,7 +16,7 @@ POOL_FULL = "the draft's KV cache is full"
 
 @dataclass
 class RequestReport:
-    """What SpecVLM did for one request; ``meta_info["specvlm"][0]`` of its response.
+    """What SpecVLM did for one request; ``meta_info["specvlm"]`` of its response.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.copies import LateFlag, to_device
-from specvlm_sglang.detail import add_selection, start_detail
+from specvlm_sglang.detail import KEY, add_selection, align_entries, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import min_p, scheduler_hooks
@@ -203,7 +203,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             reports = [self._report(req) for req in batch.reqs]
             prompts = self._draft_prompts(batch, output, reports)
             output.next_draft_input = self._draft_prefill(batch, output, prompts, reports)
-        self._publish(output, reports)
+        self._publish(batch, output, reports)
         self._note_draft_kv()
         return output
 
@@ -320,16 +320,17 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if report is not None:
             report.cold = str(error) or type(error).__name__
 
-    def _publish(self, output: Any, reports: Sequence[RequestReport | None]) -> None:
+    def _publish(self, batch: Any, output: Any, reports: Sequence[RequestReport | None]) -> None:
         """Count the reports and put them into the responses' ``meta_info``."""
-        for report in reports:
+        for req, report in zip(batch.reqs, reports, strict=True):
             if report is not None:
                 self.observer.finished_prefill(report)
+                align_entries(req)
         if output.logits_output is None or not any(reports):
             return
         output.logits_output.customized_info = {
             **(output.logits_output.customized_info or {}),
-            "specvlm": [None if report is None else self._shown(report) for report in reports],
+            KEY: [None if report is None else self._shown(report) for report in reports],
         }
 
     def _shown(self, report: RequestReport) -> dict[str, Any]:

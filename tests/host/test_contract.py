@@ -159,6 +159,17 @@ ROOMS = {
         {},
         [("sglang.srt.sampling.sampling_params", "SamplingParams.verify")],
     ),
+    "responses": (
+        "specvlm_sglang.host.response_report",
+        {},
+        [
+            (
+                "sglang.srt.managers.tokenizer_manager",
+                "TokenizerManager._accumulate_request_meta_info",
+            ),
+            ("sglang.srt.managers.tokenizer_manager", "TokenizerManager._handle_abort_req"),
+        ],
+    ),
     "vision": (
         "specvlm_sglang.cpu.vision_attention",
         {},

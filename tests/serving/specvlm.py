@@ -119,7 +119,7 @@ def meta(answer: ChatAnswer) -> dict[str, Any]:
 
 def report(answer: ChatAnswer) -> dict[str, Any]:
     """SPECVLM's part of an answer's ``meta_info``."""
-    found: dict[str, Any] = meta(answer)["specvlm"][0]
+    found: dict[str, Any] = meta(answer)["specvlm"]
     return found
 
 
