@@ -12,6 +12,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import attention_default, contract, memory_budget
+from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
 from specvlm_sglang.pair import check_pair
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,12 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
         "speculative_accept_threshold_acc",
         1.0,
         "answers would not be the target's",
+    ),
+    (
+        "--enable-return-hidden-states/--return-hidden-states-mode",
+        "return_hidden_states_mode",
+        None,
+        NO_HIDDEN_STATES,
     ),
     ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from specvlm_sglang.copies import LateFlag, to_device
 from specvlm_sglang.detail import KEY, add_selection, align_entries, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import min_p, scheduler_hooks
+from specvlm_sglang.host import min_p, prefill_only, scheduler_hooks, sessions
 from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.observability import POOL_FULL, LateReport, Observer, RequestReport
 from specvlm_sglang.phases import PhaseClock
@@ -73,6 +74,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.capture = QueryCapture()
         scheduler_hooks.install(self)
         min_p.install()
+        prefill_only.install()
+        sessions.install(self)
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
 
     def alloc_memory_pool(
@@ -154,6 +157,16 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if prompt.query_rows and self._reads_scores(req, prompt):
             return prompt.query_start
         return len(req.full_untruncated_fill_ids)
+
+    def begin_query_rows(self, req: Any, start: int) -> None:
+        """Score with rows from ``start`` on: those before it are computed, and stay so."""
+        prompt = self._prompt(req)
+        if start > prompt.query_start:
+            req.specvlm_prompt = replace(prompt, query_start=min(start, prompt.query_stop))
+
+    def free_draft(self, row: int) -> None:
+        """Take back the draft's slots of a ``req_pool_idx`` that a streaming session keeps."""
+        self._draft_worker.kv.free(row)
 
     def state(self) -> dict[str, Any]:
         """What ``/server_info`` shows of SPECVLM."""
@@ -252,11 +265,17 @@ class SpecVLMWorker(StandaloneWorkerV2):
         return video_token_budget(prompt.video_tokens, options.retention)
 
     def _reads_scores(self, req: Any, prompt: VideoPrompt) -> bool:
+        if req.is_prefill_only:
+            return False
         return self._options(req).needs_scores and self._kept(req, prompt) < prompt.video_tokens
 
     def _report(self, req: Any) -> RequestReport | None:
-        """What will be reported of ``req``; None in the middle of a chunked prefill."""
-        if req.extend_end != len(req.full_untruncated_fill_ids):
+        """What will be reported of ``req``.
+
+        None where nothing is drafted next: in the middle of a chunked prefill, and where no token
+        was asked for.
+        """
+        if req.is_prefill_only or req.extend_end != len(req.full_untruncated_fill_ids):
             return None
         prompt, options = self._prompt(req), self._options(req)
         report = RequestReport(prompt.video_tokens, self._kept(req, prompt), options.policy)

@@ -239,6 +239,38 @@ declare(
     (
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),
+        Symbol(
+            "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
+            ("obj", "input_ids"),
+        ),
+        Symbol("sglang.srt.managers.io_struct:GenerateReqInput.return_hidden_states"),
+    ),
+)
+
+declare(
+    "prefill only",
+    (
+        Symbol(f"{_SCHEDULE}:Req.is_prefill_only"),
+        Symbol(f"{_SCHEDULE}:ScheduleBatch.is_prefill_only"),
+    ),
+)
+
+_STREAMING_SESSION = "sglang.srt.session.streaming_session"
+
+declare(
+    "sessions",
+    (
+        Symbol("sglang.srt.session.session_controller:Session.create_req", ("req",)),
+        Symbol("sglang.srt.session.session_controller:SessionReqNode", ("req",)),
+        Symbol(f"{_SCHEDULE}:Req.finished"),
+        Symbol(f"{_SCHEDULE}:Req.output_ids_through_stop"),
+        Symbol(f"{_STREAMING_SESSION}:StreamingSession.try_match_prefix", ("params",)),
+        Symbol(f"{_STREAMING_SESSION}:StreamingSession.try_cache_finished_req", ("req",)),
+        Symbol(f"{_STREAMING_SESSION}:StreamingSession.find_active_slot", ("req",)),
+        Symbol(f"{_STREAMING_SESSION}:SessionSlot.kv"),
+        Symbol(f"{_SCHEDULE}:ReqKvInfo.cache_protected_len"),
+        Symbol("sglang.srt.mem_cache.radix_cache:RadixKey.limit"),
+        Symbol("sglang.srt.mem_cache.base_prefix_cache:MatchResult.device_prefix_len"),
     ),
 )
 

@@ -157,7 +157,10 @@ ROOMS = {
     "requests": (
         "specvlm_sglang.host.request_validation",
         {},
-        [("sglang.srt.sampling.sampling_params", "SamplingParams.verify")],
+        [
+            ("sglang.srt.sampling.sampling_params", "SamplingParams.verify"),
+            ("sglang.srt.managers.tokenizer_manager", "TokenizerManager._validate_one_request"),
+        ],
     ),
     "responses": (
         "specvlm_sglang.host.response_report",
