@@ -50,7 +50,7 @@ def main() -> None:
     finally:
         engine.shutdown()
     meta = answer["meta_info"]
-    report = meta["specvlm"][0]
+    report = meta["specvlm"]
     print(answer["text"])
     print(
         f"kept {report['kept_video_tokens']} of {report['video_tokens']} video tokens; "

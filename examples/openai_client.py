@@ -46,7 +46,7 @@ def main() -> None:
     answer = client.chat.completions.create(
         **request, extra_body={**chosen, "return_meta_info": True}
     )
-    print(answer.choices[0].model_extra["meta_info"]["specvlm"][0])
+    print(answer.choices[0].model_extra["meta_info"]["specvlm"])
 
 
 if __name__ == "__main__":

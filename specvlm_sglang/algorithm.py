@@ -12,6 +12,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import attention_default, contract, memory_budget
+from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
 from specvlm_sglang.pair import check_pair
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,12 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
         1.0,
         "answers would not be the target's",
     ),
+    (
+        "--enable-return-hidden-states/--return-hidden-states-mode",
+        "return_hidden_states_mode",
+        None,
+        NO_HIDDEN_STATES,
+    ),
     ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )
@@ -152,11 +159,12 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         ValueError
             A combination that SPECVLM does not serve; the message names the flag.
         """
-        from specvlm_sglang.host import frontend_video, request_validation
+        from specvlm_sglang.host import frontend_video, request_validation, response_report
 
         config = SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)
         request_validation.install()
+        response_report.install()
         frontend_video.install()
         # Before the tree: such a backend brings its own page size, which the user did not set.
         check_attention_backends(server_args)

@@ -19,7 +19,7 @@ CUSTOM_PROCESSOR = "custom_logit_processor is applied token by token"
 
 @dataclass
 class RequestReport:
-    """What SpecVLM did for one request; ``meta_info["specvlm"][0]`` of its response.
+    """What SpecVLM did for one request; ``meta_info["specvlm"]`` of its response.
 
     Attributes
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.copies import LateFlag, to_device
-from specvlm_sglang.detail import add_selection, start_detail
+from specvlm_sglang.detail import KEY, add_selection, align_entries, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import min_p, scheduler_hooks, verification
+from specvlm_sglang.host import min_p, prefill_only, scheduler_hooks, sessions, verification
 from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.observability import (
     CUSTOM_PROCESSOR,
@@ -81,6 +82,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         scheduler_hooks.install(self)
         min_p.install()
         verification.install()
+        prefill_only.install()
+        sessions.install(self)
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
 
     def alloc_memory_pool(
@@ -168,6 +171,16 @@ class SpecVLMWorker(StandaloneWorkerV2):
             return prompt.query_start
         return len(req.full_untruncated_fill_ids)
 
+    def begin_query_rows(self, req: Any, start: int) -> None:
+        """Score with rows from ``start`` on: those before it are computed, and stay so."""
+        prompt = self._prompt(req)
+        if start > prompt.query_start:
+            req.specvlm_prompt = replace(prompt, query_start=min(start, prompt.query_stop))
+
+    def free_draft(self, row: int) -> None:
+        """Take back the draft's slots of a ``req_pool_idx`` that a streaming session keeps."""
+        self._draft_worker.kv.free(row)
+
     def state(self) -> dict[str, Any]:
         """What ``/server_info`` shows of SPECVLM."""
         kv = self._draft_worker.kv
@@ -222,7 +235,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             self._begin_output(batch, output, reports)
             prompts = self._draft_prompts(batch, output, reports)
             output.next_draft_input = self._draft_prefill(batch, output, prompts, reports)
-        self._publish(output, reports)
+        self._publish(batch, output, reports)
         self._note_draft_kv()
         return output
 
@@ -277,13 +290,19 @@ class SpecVLMWorker(StandaloneWorkerV2):
         return kept_tokens(prompt.video_lengths, options.chosen, options.retention)
 
     def _reads_scores(self, req: Any, prompt: VideoPrompt) -> bool:
-        return (
-            self._options(req).chosen.needs_scores and self._kept(req, prompt) < prompt.video_tokens
-        )
+        if req.is_prefill_only:
+            return False
+        if not self._options(req).chosen.needs_scores:
+            return False
+        return self._kept(req, prompt) < prompt.video_tokens
 
     def _report(self, req: Any) -> RequestReport | None:
-        """What will be reported of ``req``; None in the middle of a chunked prefill."""
-        if req.extend_end != len(req.full_untruncated_fill_ids):
+        """What will be reported of ``req``.
+
+        None where nothing is drafted next: in the middle of a chunked prefill, and where no token
+        was asked for.
+        """
+        if req.is_prefill_only or req.extend_end != len(req.full_untruncated_fill_ids):
             return None
         prompt, options = self._prompt(req), self._options(req)
         report = RequestReport(prompt.video_tokens, self._kept(req, prompt), options.policy)
@@ -347,16 +366,17 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if report is not None:
             report.cold = str(error) or type(error).__name__
 
-    def _publish(self, output: Any, reports: Sequence[RequestReport | None]) -> None:
+    def _publish(self, batch: Any, output: Any, reports: Sequence[RequestReport | None]) -> None:
         """Count the reports and put them into the responses' ``meta_info``."""
-        for report in reports:
+        for req, report in zip(batch.reqs, reports, strict=True):
             if report is not None:
                 self.observer.finished_prefill(report)
+                align_entries(req)
         if output.logits_output is None or not any(reports):
             return
         output.logits_output.customized_info = {
             **(output.logits_output.customized_info or {}),
-            "specvlm": [None if report is None else self._shown(report) for report in reports],
+            KEY: [None if report is None else self._shown(report) for report in reports],
         }
 
     def _shown(self, report: RequestReport) -> dict[str, Any]:

@@ -121,6 +121,9 @@ UNSUPPORTED = [
     ["--enable-two-batch-overlap"],
     ["--enable-lora", "--max-lora-rank=8", "--lora-target-modules=all"],
     ["--lora-paths=adapter=somewhere"],
+    ["--enable-return-hidden-states"],
+    ["--return-hidden-states-mode=last"],
+    ["--return-hidden-states-mode=full"],
 ]
 
 
@@ -131,6 +134,11 @@ def test_what_specvlm_does_not_work_with_is_refused_by_its_flag(
     with pytest.raises(ValueError, match=f"does not work with {NAME}: ") as refusal:
         resolve(*pair, *argv)
     assert argv[0].split("=")[0] in str(refusal.value)
+
+
+def test_hidden_states_of_inner_layers_are_refused_by_sglang_itself(pair: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"--enable-return-aux-hidden-states .*'SPECVLM'"):
+        resolve(*pair, "--enable-return-aux-hidden-states")
 
 
 @pytest.mark.parametrize(

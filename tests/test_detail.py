@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reference.selection import select_in_stages
-from specvlm_sglang.detail import DRAFT, TARGET, add_selection, start_detail
+from specvlm_sglang.detail import DRAFT, TARGET, add_selection, align_entries, start_detail
 from specvlm_sglang.observability import RequestReport
 from specvlm_sglang.pruning.prompt import find_video
 from specvlm_sglang.pruning.request import select_for
@@ -49,6 +49,7 @@ def test_a_request_that_is_prefilled_again_notes_each_round_once(req: Any) -> No
     start_detail(req, PROMPT)
     verify(req, 1, 2)
     start_detail(req, PROMPT)
+    align_entries(req)
     req.customized_info["specvlm"].append({})
     req.output_ids.append(7)
     verify(req, 0, 1)
@@ -61,6 +62,14 @@ def test_a_round_that_a_grammar_cut_short_keeps_the_next_ones_aligned(req: Any) 
     verify(req, 3, 2)
     verify(req, 0, 1)
     assert req.customized_info["specvlm"] == [{}, DRAFT, DRAFT, TARGET]
+
+
+def test_a_second_report_belongs_to_the_token_of_its_prefill() -> None:
+    req = SimpleNamespace(customized_info={"specvlm": [{}]}, output_ids=[7, 7, 7])
+    align_entries(req)
+    assert req.customized_info["specvlm"] == [{}, None, None]
+    # Before its first report a request has no entries.
+    align_entries(SimpleNamespace(customized_info=None, output_ids=[]))
 
 
 def test_a_report_without_detail_has_no_such_field() -> None:

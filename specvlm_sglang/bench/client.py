@@ -96,7 +96,6 @@ def ask(
     first = last = None
     first_tokens = 0
     piece: dict[str, Any] = {}
-    report: dict[str, Any] = {}
     with httpx.stream("POST", f"{url}/generate", json=body, timeout=SECONDS) as response:
         if response.status_code != httpx.codes.OK:
             raise RuntimeError(f"{response.status_code}: {response.read().decode()[:500]}")
@@ -107,14 +106,13 @@ def ask(
             if "error" in piece:
                 raise RuntimeError(str(piece["error"]))
             last = time.perf_counter()
-            # The report comes with the first token; some pieces repeat it.
-            report = (piece["meta_info"].get("specvlm") or [report])[0] or report
             if first is None:
                 first, first_tokens = last, piece["meta_info"]["completion_tokens"]
                 on_first()
     if first is None or last is None:
         raise RuntimeError("the server sent no token")
     meta = piece["meta_info"]
+    report = meta.get("specvlm") or {}
     tokens = meta["completion_tokens"]
     return Answer(
         ids=tuple(piece["output_ids"]),

@@ -268,7 +268,7 @@ def split_own(piece: str, tokens: Sequence[str]) -> tuple[str, str]:
 def _table(
     options: DemoOptions, draft: str, meta: dict[str, Any], rounds: list[tuple[Timed, Timed]]
 ) -> Table:
-    report = meta["specvlm"][0]
+    report = meta["specvlm"]
     fast, plain = _speeds(rounds)
     ratio = statistics.median(
         pair[0].tokens_per_second / pair[1].tokens_per_second for pair in rounds

@@ -19,7 +19,8 @@ def replace_function(
 ) -> None:
     """Replace ``module.attribute`` (``attribute`` may be ``Class.method``) by ``make(original)``.
 
-    Of a static or class method, ``make`` gets and returns the plain function.
+    Of a static or class method, ``make`` gets and returns the plain function; of a property, what
+    reads it.
 
     ``from module import attribute`` copies the reference at import time, so every loaded module
     that holds the original is rebound too. A second call with the same ``make`` is a no-op; another
@@ -34,8 +35,7 @@ def replace_function(
     for part in path:
         owner = getattr(owner, part)
     held = inspect.getattr_static(owner, name) if path else getattr(owner, name)
-    bind = type(held) if isinstance(held, staticmethod | classmethod) else None
-    original = held if bind is None else held.__func__
+    original = _function_in(held)
     if original is None:
         # None stands in every module: rebinding it by identity would break them all.
         raise TypeError(f"{module_name}.{attribute} is None here, so it cannot be wrapped")
@@ -48,7 +48,7 @@ def replace_function(
     replacement = make(original)
     setattr(replacement, _MARK, original)
     setattr(replacement, _MADE_BY, maker)
-    setattr(owner, name, replacement if bind is None else bind(replacement))
+    setattr(owner, name, _bound_as(held, replacement))
     if path:
         return
     for module in list(sys.modules.values()):
@@ -64,6 +64,20 @@ def original_of(function: Any) -> Any:
     while hasattr(function, _MARK):
         function = getattr(function, _MARK)
     return function
+
+
+def _function_in(held: Any) -> Any:
+    """The plain function of what a class holds."""
+    if isinstance(held, property):
+        return held.fget
+    return held.__func__ if isinstance(held, staticmethod | classmethod) else held
+
+
+def _bound_as(held: Any, function: Any) -> Any:
+    """``function`` in the place of the one in ``held``."""
+    if isinstance(held, property):
+        return property(function, held.fset, held.fdel, held.__doc__)
+    return type(held)(function) if isinstance(held, staticmethod | classmethod) else function
 
 
 def _name_of(make: Callable[..., Any]) -> str:

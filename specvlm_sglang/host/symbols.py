@@ -213,6 +213,13 @@ declare(
         ),
         Symbol(f"{_SCHEDULE}:Req._compute_max_prefix_len", ("input_len",)),
         Symbol(f"{_SCHEDULE}:Req.update_spec_correct_drafts_histogram", ("num_correct_drafts",)),
+        # Reports travel as entries of these, one a token.
+        Symbol("sglang.srt.layers.logits_processor:LogitsProcessorOutput.customized_info"),
+        Symbol(
+            "sglang.srt.managers.scheduler_components.batch_result_processor:"
+            "SchedulerBatchResultProcessor._maybe_collect_customized_info",
+            ("req", "logits_output"),
+        ),
         Symbol(f"{_SCHEDULE}:MultimodalDataItem.offsets"),
         Symbol(f"{_SCHEDULE}:MultimodalInputs.mrope_position_delta"),
         Symbol(
@@ -232,6 +239,57 @@ declare(
     (
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),
+        Symbol(
+            "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
+            ("obj", "input_ids"),
+        ),
+        Symbol("sglang.srt.managers.io_struct:GenerateReqInput.return_hidden_states"),
+    ),
+)
+
+declare(
+    "prefill only",
+    (
+        Symbol(f"{_SCHEDULE}:Req.is_prefill_only"),
+        Symbol(f"{_SCHEDULE}:ScheduleBatch.is_prefill_only"),
+    ),
+)
+
+_STREAMING_SESSION = "sglang.srt.session.streaming_session"
+
+declare(
+    "sessions",
+    (
+        Symbol("sglang.srt.session.session_controller:Session.create_req", ("req",)),
+        Symbol("sglang.srt.session.session_controller:SessionReqNode", ("req",)),
+        Symbol(f"{_SCHEDULE}:Req.finished"),
+        Symbol(f"{_SCHEDULE}:Req.output_ids_through_stop"),
+        Symbol(f"{_STREAMING_SESSION}:StreamingSession.try_match_prefix", ("params",)),
+        Symbol(f"{_STREAMING_SESSION}:StreamingSession.try_cache_finished_req", ("req",)),
+        Symbol(f"{_STREAMING_SESSION}:StreamingSession.find_active_slot", ("req",)),
+        Symbol(f"{_STREAMING_SESSION}:SessionSlot.kv"),
+        Symbol(f"{_SCHEDULE}:ReqKvInfo.cache_protected_len"),
+        Symbol("sglang.srt.mem_cache.radix_cache:RadixKey.limit"),
+        Symbol("sglang.srt.mem_cache.base_prefix_cache:MatchResult.device_prefix_len"),
+    ),
+)
+
+_TOKENIZER = "sglang.srt.managers.tokenizer_manager"
+
+declare(
+    "responses",
+    (
+        Symbol(
+            f"{_TOKENIZER}:TokenizerManager._accumulate_request_meta_info",
+            ("meta_info", "state", "key", "values"),
+        ),
+        Symbol(
+            f"{_TOKENIZER}:TokenizerManager.update_request_meta_info",
+            ("meta_info", "state", "customized_info", "index"),
+        ),
+        Symbol(f"{_TOKENIZER}:TokenizerManager._handle_abort_req", ("recv_obj",)),
+        Symbol(f"{_TOKENIZER}:ReqState.out_list"),
+        Symbol(f"{_TOKENIZER}:ReqState.finished"),
     ),
 )
 

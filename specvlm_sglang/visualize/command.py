@@ -152,13 +152,12 @@ def ask_for_page(
     meta = answer["choices"][0]["meta_info"]
     if "specvlm" not in meta:
         raise DemoError(f"{url}: that server does not run SPECVLM")
-    report = meta["specvlm"][0]
+    report = meta["specvlm"]
     detail = report["detail"]
     return render(
         question=question,
         detail=detail,
         tokens=_pieces(url, answer["sglext"]["output_ids"][0]),
-        origins=meta["specvlm"],
         frames=read_frames(video, detail["grids"][0][0]) if detail["grids"][0] else [],
         numbers=[*_numbers(meta, report), *more_numbers],
         retention=retention,

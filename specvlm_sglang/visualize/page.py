@@ -14,7 +14,7 @@ from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.visualize.frames import Frame
 
 
-def split_rounds(tokens: Sequence[str], origins: Sequence[Any]) -> list[dict[str, Any]]:
+def split_rounds(tokens: Sequence[str], origins: Sequence[str]) -> list[dict[str, Any]]:
     """Divide an answer into its prefill token and its verify rounds.
 
     Parameters
@@ -22,8 +22,8 @@ def split_rounds(tokens: Sequence[str], origins: Sequence[Any]) -> list[dict[str
     tokens
         Text of each token of the answer.
     origins
-        ``meta_info["specvlm"]`` with detail: an entry for each token
-        (`specvlm_sglang.detail.start_detail`).
+        Who wrote each of them: the report's ``detail["origins"]``
+        (`specvlm_sglang.detail.ResponseReport`).
 
     Returns
     -------
@@ -56,7 +56,6 @@ def render(
     question: str,
     detail: dict[str, Any],
     tokens: Sequence[str],
-    origins: Sequence[Any],
     frames: Sequence[Frame],
     numbers: Sequence[tuple[str, str]],
     retention: float,
@@ -70,9 +69,9 @@ def render(
     question
         What was asked.
     detail
-        The report's ``detail`` (`specvlm_sglang.detail.start_detail`), of one video with a grid.
-    tokens, origins
-        As for `split_rounds`.
+        The report's ``detail`` (`specvlm_sglang.detail`), of one video with a grid.
+    tokens
+        Text of each token of the answer.
     frames
         One picture for each frame of the grid.
     numbers
@@ -83,7 +82,7 @@ def render(
     Raises
     ------
     ValueError
-        Another number of videos than one, or a video without a grid.
+        Another number of videos than one, a video without a grid, or not one origin a token.
     """
     grids = detail["grids"]
     if len(grids) != 1 or grids[0] is None:
@@ -107,7 +106,7 @@ def render(
         "scores": scores,
         "permutation": np.random.default_rng(0).permutation(detail["video_lengths"][0]).tolist(),
         "frames": [{"time": frame.time, "url": frame.url} for frame in frames],
-        "rounds": split_rounds(tokens, origins),
+        "rounds": split_rounds(tokens, detail["origins"]),
         "numbers": list(numbers),
         "retention": retention,
         "policy": policy,

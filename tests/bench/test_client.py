@@ -49,8 +49,13 @@ def serving(pieces: list[dict[str, Any]], status: int = 200) -> Iterator[tuple[s
         server.server_close()
 
 
-def test_an_answer_has_the_last_pieces_tokens_and_the_first_ones_report() -> None:
-    pieces = [piece([1], specvlm=[REPORT]), piece([1, 2, 3]), piece([1, 2, 3, 4], spec_verify_ct=2)]
+def test_an_answer_has_the_last_pieces_tokens_and_report() -> None:
+    stale = {**REPORT, "cold": "before it was prefilled again"}
+    pieces = [
+        piece([1], specvlm=stale),
+        piece([1, 2, 3], specvlm=REPORT),
+        piece([1, 2, 3, 4], specvlm=REPORT, spec_verify_ct=2),
+    ]
     firsts: list[bool] = []
     with serving(pieces) as (url, _):
         answer = ask(url, "p", ["data:"], 8, on_first=lambda: firsts.append(True))

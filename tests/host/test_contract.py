@@ -157,7 +157,21 @@ ROOMS = {
     "requests": (
         "specvlm_sglang.host.request_validation",
         {},
-        [("sglang.srt.sampling.sampling_params", "SamplingParams.verify")],
+        [
+            ("sglang.srt.sampling.sampling_params", "SamplingParams.verify"),
+            ("sglang.srt.managers.tokenizer_manager", "TokenizerManager._validate_one_request"),
+        ],
+    ),
+    "responses": (
+        "specvlm_sglang.host.response_report",
+        {},
+        [
+            (
+                "sglang.srt.managers.tokenizer_manager",
+                "TokenizerManager._accumulate_request_meta_info",
+            ),
+            ("sglang.srt.managers.tokenizer_manager", "TokenizerManager._handle_abort_req"),
+        ],
     ),
     "vision": (
         "specvlm_sglang.cpu.vision_attention",

@@ -26,6 +26,12 @@ class Desk:
     @classmethod
     def kind(cls):
         return cls.__name__
+    @property
+    def size(self):
+        return "small"
+    @size.setter
+    def size(self, value):
+        raise ValueError(value)
     class Drawer:
         def open(self):
             return "plain"
@@ -170,6 +176,18 @@ def test_static_and_class_methods_stay_what_they_are(host: ModuleType) -> None:
         assert owner.sign("x") == "<x><x>"
         assert owner.kind() == "DeskDesk"
     assert type("Table", (host.Desk,), {}).kind() == "TableTable"
+
+
+def test_a_property_stays_one_and_keeps_what_sets_it(host: ModuleType) -> None:
+    desk = host.Desk()
+    for _ in range(2):
+        replace_function(host.__name__, "Desk.size", polite)
+    assert desk.size == "small, please"
+    with pytest.raises(ValueError, match="large"):
+        desk.size = "large"
+    with unhooked((host.__name__, "Desk.size")):
+        assert desk.size == "small"
+    assert desk.size == "small, please"
 
 
 def test_the_test_helper_takes_hooks_out_and_puts_them_back(host: ModuleType) -> None:

@@ -23,6 +23,8 @@ TREE = (
     "--speculative-num-draft-tokens",
     "16",
 )
+BESIDE_PLAIN = ("--enable-streaming-session", "--chunked-prefill-size", "32")
+"""Of a plain and a SPECVLM server whose answers are compared field by field."""
 NEW_TOKENS = 24
 POLICY_FILE = Path(__file__).parents[2] / "examples" / "pruning_policy.py"
 OWN_POLICY = "frame-peaks"
@@ -42,6 +44,34 @@ def launch(draft: Path, *more: str) -> tuple[str, ...]:
         "--enable-metrics",
         *more,
     )
+
+
+def launch_plain() -> tuple[str, ...]:
+    """Launch arguments of the plain server of `BESIDE_PLAIN`."""
+    return (*FLOAT32, *BESIDE_PLAIN)
+
+
+def launch_beside_plain(target: Path) -> tuple[str, ...]:
+    """Launch arguments of its SPECVLM server, which drafts with the target's own weights.
+
+    All that such a draft proposes is accepted where it sees everything: an answer that ends in a
+    verify round has accepted tokens behind its end.
+    """
+    return launch(
+        target,
+        *CHAIN,
+        *BESIDE_PLAIN,
+        "--specvlm-retention",
+        "1.0",
+        "--incremental-streaming-output",
+    )
+
+
+def chat_prompt(question: str, *, video: bool = False, is_first: bool = True) -> str:
+    """A user's turn and the beginning of the answer, as the tests' chat template renders them."""
+    shown = "<|vision_start|><|video_pad|><|vision_end|>" if video else ""
+    turn = f"<|im_start|>user\n{shown}{question}<|im_end|>\n<|im_start|>assistant\n"
+    return turn if is_first else f"<|im_end|>\n{turn}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +149,7 @@ def meta(answer: ChatAnswer) -> dict[str, Any]:
 
 def report(answer: ChatAnswer) -> dict[str, Any]:
     """SPECVLM's part of an answer's ``meta_info``."""
-    found: dict[str, Any] = meta(answer)["specvlm"][0]
+    found: dict[str, Any] = meta(answer)["specvlm"]
     return found
 
 

@@ -45,7 +45,8 @@ def test_the_detail_explains_the_selection_and_every_verify_round(
     expected = select_in_stages(detail["scores"], 0.5, SpecVLMConfig.top_p)
     assert detail["stage_one"] == expected.stage_one.tolist()
     assert detail["stage_two"] == expected.stage_two.tolist()
-    origins = meta(answer)["specvlm"][1:]
+    first, *origins = detail["origins"]
+    assert first == "target"
     assert len(origins) == len(answer.output_ids) - 1
     histogram = meta(answer)["spec_correct_drafts_histogram"]
     # The last round may reach beyond the answer's end.

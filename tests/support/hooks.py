@@ -29,6 +29,8 @@ def unhooked(*targets: tuple[str, str]) -> Iterator[None]:
     for (owner, name), held in zip(places, before, strict=True):
         if isinstance(held, staticmethod | classmethod):
             _put(owner, name, type(held)(original_of(held.__func__)))
+        elif isinstance(held, property):
+            _put(owner, name, property(original_of(held.fget)))
         else:
             _put(owner, name, original_of(held))
     try:

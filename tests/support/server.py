@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -308,6 +309,32 @@ class Server:
             **(request or {}),
         }
         return self._request("POST", "/generate", json=body).json()
+
+    def stream(self, prompt: str, **request: Any) -> Iterator[dict[str, Any]]:
+        """Ask ``/generate`` for a stream; yields each chunk as it comes.
+
+        ``request`` has the other fields, ``sampling_params`` among them.
+        """
+        body = {"text": prompt, "stream": True, **request}
+        with self._request("POST", "/generate", json=body, stream=True) as response:
+            for line in response.iter_lines():
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[len(b"data: ") :])
+
+    def preempt_all(self) -> None:
+        """Take all running requests off; they are prefilled again and go on."""
+        self._request("POST", "/pause_generation", json={"mode": "retract"})
+        self._request("POST", "/continue_generation", json={})
+
+    def open_session(self, *, streaming: bool = False) -> str:
+        """Open a session; returns its id, which goes into ``session_params`` of requests."""
+        options = {"capacity_of_str_len": 100_000, "streaming": streaming}
+        session: str = self._request("POST", "/open_session", json=options).json()
+        return session
+
+    def close_session(self, session: str) -> None:
+        """Close a session."""
+        self._request("POST", "/close_session", json={"session_id": session})
 
     def server_info(self) -> dict[str, Any]:
         """The server's arguments and internal states."""

@@ -16,6 +16,10 @@ SHARED_SERVERS = {
         "test_specvlm_examples",
         "test_specvlm_sampling",
     ),
+    "servers that answer beside one another": (
+        "test_specvlm_prefill_only",
+        "test_specvlm_sessions",
+    ),
 }
 """Modules of tests/serving that ask for the same servers; the others keep to themselves."""
 

@@ -14,7 +14,7 @@ from tests.visualize.example import GRID, make_page
 
 
 def test_each_round_ends_with_the_targets_own_token() -> None:
-    origins = [{}, DRAFT, DRAFT, TARGET, TARGET]
+    origins = [TARGET, DRAFT, DRAFT, TARGET, TARGET]
     assert split_rounds(["a", "b", "c", "d", "e"], origins) == [
         {"drafted": [], "own": "a"},
         {"drafted": ["b", "c"], "own": "d"},
@@ -23,13 +23,13 @@ def test_each_round_ends_with_the_targets_own_token() -> None:
 
 
 def test_a_last_round_that_the_answers_end_cut_has_no_own_token() -> None:
-    rounds = split_rounds(["a", "b", "c"], [{}, DRAFT, DRAFT])
+    rounds = split_rounds(["a", "b", "c"], [TARGET, DRAFT, DRAFT])
     assert rounds[1:] == [{"drafted": ["b", "c"], "own": None}]
 
 
 def test_an_answer_without_an_origin_for_each_token_is_refused() -> None:
     with pytest.raises(ValueError, match="1 origins must be as many as tokens, 2"):
-        split_rounds(["a", "b"], [{}])
+        split_rounds(["a", "b"], [TARGET])
 
 
 def test_a_page_of_two_videos_is_refused(clip_paths: list[Path]) -> None:
