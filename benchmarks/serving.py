@@ -9,8 +9,8 @@ import argparse
 import signal
 import sys
 
-from specvlm_sglang.bench.arguments import add_arguments
-from specvlm_sglang.bench.run import run
+from specvlm_sglang.tools.bench.arguments import add_arguments
+from specvlm_sglang.tools.bench.run import run
 
 
 def main() -> int:

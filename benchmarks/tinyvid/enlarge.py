@@ -5,7 +5,7 @@ python -m benchmarks.tinyvid.enlarge --parameters 500M --out DIR
 
 from __future__ import annotations
 
-from specvlm_sglang.demo.enlarge import LAYERS, enlarge, main, parse_count
+from specvlm_sglang.tools.demo.enlarge import LAYERS, enlarge, main, parse_count
 
 __all__ = ["LAYERS", "enlarge", "main", "parse_count"]
 

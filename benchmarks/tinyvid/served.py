@@ -22,8 +22,8 @@ from rich.progress import track
 from benchmarks.tinyvid.acceptance import CHAIN, Setting, measure
 from benchmarks.tinyvid.clips import HELD_OUT, LENGTHS, Prompt, held_out
 from benchmarks.tinyvid.reader import Reader
-from specvlm_sglang.demo.ask import messages_of
-from specvlm_sglang.demo.servers import DemoServer, free_port, wait_until_ready
+from specvlm_sglang.tools.demo.ask import messages_of
+from specvlm_sglang.tools.server import DemoServer, free_port, wait_until_ready
 
 _SEEDS = HELD_OUT + 3_000_000
 _POLICIES = ("specvlm", "attention", "uniform", "window-front")

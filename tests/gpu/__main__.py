@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specvlm_sglang.bench.environment import environment
+from specvlm_sglang.tools.bench.environment import environment
 
 
 class Recorder:
@@ -72,7 +72,7 @@ def main() -> int:
     skipped = all(outcome == "skipped" for _, outcome, _, _ in recorder.rows)
     if not options.no_bench and not skipped:
         bench = ("bench", "--workloads", "512", "--rounds", "2", "--out", str(options.out))
-        command = [sys.executable, "-m", "specvlm_sglang.cli", *bench]
+        command = [sys.executable, "-m", "specvlm_sglang.tools.cli", *bench]
         status = subprocess.run(command, check=False).returncode or status
     print(f"\n{text}\nwritten to {options.out}: attach its files to an issue")
     if skipped:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from specvlm_sglang import demo
+from specvlm_sglang.tools import demo
 from tests.serving.specvlm import meta, report, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
