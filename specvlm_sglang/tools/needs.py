@@ -1,4 +1,4 @@
-"""What a pair of checkpoints asks of a machine, read from its files without loading them."""
+"""What a checkpoint asks of a machine, read from its files without loading them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_KV_BYTES = 2
-"""Of one number in a KV cache in bfloat16."""
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class ModelNeeds:
     weight_bytes
         Of its weights, in their own dtype; None where they are not on this disk yet.
     kv_bytes_per_token
-        Of its KV cache in bfloat16, all layers.
+        Of its KV cache, all layers.
     context
         Tokens that it was made for.
     """
@@ -29,8 +28,15 @@ class ModelNeeds:
     context: int
 
 
-def model_needs(path: str) -> ModelNeeds:
+def model_needs(path: str, dtype: str = "bfloat16") -> ModelNeeds:
     """Read the needs of a checkpoint directory, or of a hub name that is in the local cache.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    dtype
+        Of its KV cache: bfloat16, float16 or float32.
 
     Raises
     ------
@@ -44,13 +50,14 @@ def model_needs(path: str) -> ModelNeeds:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     return ModelNeeds(
-        weight_bytes=_weight_bytes(path),
-        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_dim * _KV_BYTES,
+        weight_bytes=weight_bytes(path),
+        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_dim * _ELEMENT_BYTES[dtype],
         context=text.max_position_embeddings,
     )
 
 
-def _weight_bytes(path: str) -> int | None:
+def weight_bytes(path: str) -> int | None:
+    """Bytes of a checkpoint's weights; None where they are not on this disk."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         found: Any = _cached_folder(path)

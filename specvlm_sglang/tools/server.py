@@ -1,61 +1,76 @@
-"""SGLang servers that the demo starts, watches and stops."""
+"""One real SGLang server that a tool starts, watches and stops."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
+import psutil
+
+from specvlm_sglang.tools.errors import ToolError
+
 HOST = "127.0.0.1"
-_STOP_SECONDS = 15.0
-
-
-class DemoError(RuntimeError):
-    """Something that a user can mend; the message is one line."""
+START_SECONDS = 900.0
+"""Until a server answers: the first start on a GPU compiles kernels."""
+_STOP_SECONDS = 20.0
+_KILL_SECONDS = 10.0
+_POLL_SECONDS = 0.5
+# Below those that the kernel gives to outgoing connections: none takes it while a server starts.
+_PORTS = range(20_000, 32_000)
 
 
 def free_port(wanted: int | None = None) -> int:
-    """Return a loopback port that nothing listens on.
+    """Return a loopback port that nothing listens on now.
 
     Raises
     ------
-    DemoError
+    ToolError
         ``wanted`` is taken.
     """
-    with socket.socket() as probe:
+    while True:
+        # Not `random`: a program that seeds it would choose the same port as its sibling.
+        port = wanted or secrets.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                if wanted:
+                    raise ToolError(
+                        f"--port {wanted} is in use on {HOST}: choose another"
+                    ) from None
+                continue
+        return port
+
+
+def session_processes(session: int) -> list[psutil.Process]:
+    """Live processes of the session that the process with this id leads or led."""
+    found = []
+    for process in psutil.process_iter():
         try:
-            probe.bind((HOST, wanted or 0))
-        except OSError:
-            raise DemoError(f"--port {wanted} is in use on {HOST}: choose another") from None
-        return int(probe.getsockname()[1])
+            in_session = os.getsid(process.pid) == session
+            if in_session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            continue
+    return found
 
 
-def dtype_arguments(dtype: str) -> tuple[str, ...]:
-    """Launch arguments of a dtype, for plain decoding too: on a GPU float32 is for Triton alone."""
-    if dtype == "float32" and on_gpu():
-        backends = ("--attention-backend", "triton", "--mm-attention-backend", "triton_attn")
-        return ("--dtype", dtype, *backends)
-    return ("--dtype", dtype)
+class Server:
+    """Context manager around one ``python -m sglang.launch_server`` in a session of its own.
 
-
-def on_gpu() -> bool:
-    """Whether SGLang will serve on CUDA."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
-class DemoServer:
-    """One ``sglang.launch_server`` in a process group of its own.
+    Entered, it is starting; `wait_until_ready` says when it answers. Left, none of its processes
+    lives on.
 
     Parameters
     ----------
@@ -63,30 +78,33 @@ class DemoServer:
         Checkpoint directory or name.
     arguments
         More launch arguments.
-    port
-        Where it listens.
     log
         File that receives its output.
+    port
+        Where it listens; None: any free port.
+    environment
+        Variables on top of this process's own.
     """
 
-    def __init__(self, model: str, arguments: Sequence[str], *, port: int, log: Path) -> None:
-        self.url = f"http://{HOST}:{port}"
+    def __init__(
+        self,
+        model: str | Path,
+        arguments: Sequence[str] = (),
+        *,
+        log: Path,
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.arguments = tuple(arguments)
         self.log = log
-        self._command = [
-            *(sys.executable, "-m", "sglang.launch_server", "--model-path", model),
-            *("--host", HOST, "--port", str(port), *arguments),
-        ]
+        self.port = free_port() if port is None else port
+        self.url = f"http://{HOST}:{self.port}"
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        with self.log.open("wb") as output:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.start()
         return self
 
     def __exit__(
@@ -95,62 +113,105 @@ class DemoServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process is None:
-            return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, sign)
-            except ProcessLookupError:
-                break
-            deadline = time.monotonic() + _STOP_SECONDS
-            while time.monotonic() < deadline and self._group_lives():
-                time.sleep(0.1)
-        self._process.wait()
+        self.stop()
 
-    def _group_lives(self) -> bool:
-        assert self._process is not None
-        self._process.poll()
-        try:
-            os.killpg(self._process.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+    @property
+    def command(self) -> list[str]:
+        """The launch command."""
+        fixed = ("--model-path", str(self.model), "--host", HOST, "--port", str(self.port))
+        return [sys.executable, "-m", "sglang.launch_server", *fixed, *self.arguments]
 
-    def is_ready(self) -> bool:
-        """Whether it answers.
+    @property
+    def pid(self) -> int:
+        """Process id of the launcher, which leads the session."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Launch, without waiting."""
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """Terminate all its processes, wait, kill what is left; idempotent.
 
         Raises
         ------
-        DemoError
-            It ended; the message has the end of its log.
+        ToolError
+            A process survives even that.
         """
+        if self._process is None:
+            return
+        for sign, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+            for process in self.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(sign)
+            self._wait_until_gone(seconds)
+        survivors = self.processes()
+        if survivors:
+            names = ", ".join(f"{process.pid} {process.name()}" for process in survivors)
+            raise ToolError(f"processes of the server survived SIGKILL: {names}")
+        self._process = None
+
+    def _wait_until_gone(self, seconds: float) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended = self._process.poll() is not None
+            if ended and not self.processes():
+                return
+            time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """Its live processes: all of its session, whoever their parent is now."""
+        return session_processes(self.pid)
+
+    def is_healthy(self) -> bool:
+        """Whether it generates a token now."""
+        try:
+            return httpx.get(f"{self.url}/health_generate", timeout=60).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def raise_if_ended(self) -> None:
+        """Raise `ToolError` with the last line of its log if its launcher has ended."""
         assert self._process is not None
         if self._process.poll() is not None:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line]
-            raise DemoError(f"the server ended: {lines[-1] if lines else ''} (log: {self.log})")
-        try:
-            with urllib.request.urlopen(f"{self.url}/health_generate", timeout=60) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            return False
+            lines = [line for line in self.log_text().splitlines() if line]
+            raise ToolError(f"the server ended: {lines[-1] if lines else ''} (log: {self.log})")
+
+    def log_text(self) -> str:
+        """Everything it printed so far."""
+        return self.log.read_text(errors="replace")
 
 
 def wait_until_ready(
-    servers: Sequence[DemoServer], seconds: float, progress: Callable[[float], None]
+    servers: Sequence[Server],
+    seconds: float = START_SECONDS,
+    progress: Callable[[float], None] = lambda seconds: None,
 ) -> None:
     """Wait for all servers, calling ``progress`` with the seconds that have passed.
 
     Raises
     ------
-    DemoError
+    ToolError
         One ended, or not all were ready in time.
     """
     started = time.monotonic()
     waiting = list(servers)
     while waiting:
-        waiting = [server for server in waiting if not server.is_ready()]
+        for server in waiting:
+            server.raise_if_ended()
+        waiting = [server for server in waiting if not server.is_healthy()]
         passed = time.monotonic() - started
         if waiting and passed > seconds:
-            raise DemoError(f"not ready after {seconds:.0f} s (log: {waiting[0].log})")
+            raise ToolError(f"not ready after {seconds:.0f} s (log: {waiting[0].log})")
         progress(passed)
-        time.sleep(0.5)
+        time.sleep(_POLL_SECONDS)

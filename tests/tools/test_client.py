@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.tools.client import ask
+from specvlm_sglang.tools.errors import ToolError
 
 REPORT = {"video_tokens": 512, "kept_video_tokens": 51, "cold": None}
 
@@ -79,12 +80,12 @@ def test_requests_are_greedy_and_carry_the_options_of_their_configuration() -> N
 
 
 def test_a_refusal_an_error_and_silence_are_said() -> None:
-    with serving([], status=400) as (url, _), pytest.raises(RuntimeError, match=r"^400: "):
+    with serving([], status=400) as (url, _), pytest.raises(ToolError, match=r"^400: "):
         ask(url, "p", [], 8)
     with (
         serving([{"error": {"message": "too long"}}]) as (url, _),
-        pytest.raises(RuntimeError, match="too long"),
+        pytest.raises(ToolError, match="too long"),
     ):
         ask(url, "p", [], 8)
-    with serving([]) as (url, _), pytest.raises(RuntimeError, match="sent no token"):
+    with serving([]) as (url, _), pytest.raises(ToolError, match="sent no token"):
         ask(url, "p", [], 8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specvlm_sglang.policies import POLICIES, check_policy, check_retention, check_share
+from specvlm_sglang.tools.errors import ToolError
 
 PLAIN = "plain"
 UNPRUNED = "unpruned"
@@ -82,7 +83,7 @@ def configuration(name: str) -> Configuration:
 
     Raises
     ------
-    ValueError
+    ToolError
         There is none of that name, or a part of it is out of range.
     """
     if name in REGISTRY:
@@ -98,7 +99,7 @@ def configuration(name: str) -> Configuration:
         check_retention(share, "retention")
         check_share(0 if top_p is None else top_p, "top_p")
     except ValueError as error:
-        raise ValueError(
+        raise ToolError(
             f"--configurations {name!r} must be one of {PLAIN}, {UNPRUNED}, {UNPRUNED}-tree or "
             f"POLICY-RETENTION[-pTOP_P][-tree], such as {MAIN} ({error})"
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 _PACKAGES = ("specvlm-sglang", "sglang", "torch", "transformers", "triton")
+_GPUS = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 
 
 def environment() -> dict[str, Any]:
@@ -24,10 +25,10 @@ def environment() -> dict[str, Any]:
         "commit": commit(Path(__file__).parent),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_bytes": psutil.virtual_memory().total,
-            "gpus": _gpus(),
+            "gpus": nvidia_smi(*_GPUS) or [],
         },
     }
 
@@ -68,7 +69,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name as Linux gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -77,9 +79,11 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _gpus() -> list[str]:
+def nvidia_smi(*query: str) -> list[str] | None:
+    """Lines that NVIDIA's driver answers; None without one."""
     if shutil.which("nvidia-smi") is None:
-        return []
-    query = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    listed = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=False)
+        return None
+    listed = subprocess.run(
+        ["nvidia-smi", *query], capture_output=True, text=True, check=False, timeout=60
+    )
     return listed.stdout.splitlines() if listed.returncode == 0 else []

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from specvlm_sglang.tools.bench.configurations import Configuration
 from specvlm_sglang.tools.bench.workloads import Task, Workload
-from specvlm_sglang.tools.client import Answer, ask
+from specvlm_sglang.tools.client import Answer, ask, flush_cache, specvlm_state
 
 Turn = tuple[str, str | None]
 """A question and its answer, None for the one that is being asked."""
@@ -18,16 +17,6 @@ Render = Callable[[Sequence[Turn]], str]
 """Makes a prompt, with one video before the first question, of a chat."""
 _WARM_UP_TOKENS = 8
 _PROBE_TOKENS = 48
-
-
-class Server(Protocol):
-    """What is asked of a server beyond answers."""
-
-    url: str
-
-    def state(self) -> dict[str, Any]: ...
-
-    def flush(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Record:
 
 
 def measure(
-    server: Server,
+    url: str,
     configuration: Configuration,
     workload: Workload,
     tasks: Sequence[Task],
@@ -74,18 +63,18 @@ def measure(
     Where a workload asks several questions per video, the first fills the caches and is not
     measured.
     """
-    server.flush()
-    chats = [_Chat(server.url, configuration, task, render) for task in tasks]
+    flush_cache(url)
+    chats = [_Chat(url, configuration, task, render) for task in tasks]
     measured = range(len(tasks[0].questions))
     with ThreadPoolExecutor(len(tasks)) as pool:
         if len(measured) > 1:
             list(pool.map(lambda chat: chat.ask(0), chats))
             measured = measured[1:]
-        before = server.state().get("phases", {})
+        before = specvlm_state(url).get("phases", {})
         started = time.perf_counter()
         answers = list(pool.map(lambda chat: [chat.ask(number) for number in measured], chats))
         seconds = time.perf_counter() - started
-    after = server.state().get("phases", {})
+    after = specvlm_state(url).get("phases", {})
     return Record(
         workload=workload.name,
         configuration=configuration.name,
@@ -122,11 +111,11 @@ class _Chat:
         )
 
 
-def warm_up(server: Server, configuration: Configuration, task: Task, render: Render) -> None:
+def warm_up(url: str, configuration: Configuration, task: Task, render: Render) -> None:
     """Answer a few tokens, unmeasured."""
     prompt = render([(task.questions[0], None)])
     ask(
-        server.url,
+        url,
         prompt,
         [task.video],
         _WARM_UP_TOKENS,
@@ -134,9 +123,7 @@ def warm_up(server: Server, configuration: Configuration, task: Task, render: Re
     )
 
 
-def draft_slots(
-    server: Server, configuration: Configuration, task: Task, render: Render
-) -> int | None:
+def draft_slots(url: str, configuration: Configuration, task: Task, render: Render) -> int | None:
     """Slots of the draft's KV cache that one running request holds, from the server itself.
 
     An answer of its own, so that asking the server disturbs no measurement. None where the answer
@@ -144,12 +131,12 @@ def draft_slots(
     """
     found: list[int] = []
     ask(
-        server.url,
+        url,
         render([(task.questions[-1], None)]),
         [task.video],
         _PROBE_TOKENS,
         custom_params=configuration.custom_params,
-        on_first=lambda: found.append(server.state()["draft_kv_tokens_in_use"]),
+        on_first=lambda: found.append(specvlm_state(url)["draft_kv_tokens_in_use"]),
     )
     return found[0] or None
 

@@ -10,6 +10,7 @@ from typing import Any
 from specvlm_sglang.tools.bench.configurations import MAIN, PAPER, TREE, configuration
 from specvlm_sglang.tools.bench.summary import Row, Spread
 from specvlm_sglang.tools.bench.workloads import MAIN_WORKLOAD
+from specvlm_sglang.tools.errors import ToolError
 
 _STYLES = {"decode": "-", "end to end": "--", "all together": "-."}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -36,7 +37,7 @@ def draw(rows: Sequence[Row], folder: Path, note: str) -> list[Path]:
 
     Raises
     ------
-    RuntimeError
+    ToolError
         matplotlib is not installed.
     """
     try:
@@ -45,7 +46,7 @@ def draw(rows: Sequence[Row], folder: Path, note: str) -> list[Path]:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        raise RuntimeError("plots need matplotlib: pip install matplotlib") from None
+        raise ToolError("plots need matplotlib: pip install matplotlib") from None
     written = []
     for name, plot in (
         ("retention", _over_retention),

@@ -42,7 +42,7 @@ class Report:
     slots
         Draft KV slots of one request, by workload and configuration.
     slot_bytes
-        Bytes of one slot; None where the draft's configuration is not on this disk.
+        Bytes of one slot.
     """
 
     about: dict[str, Any]
@@ -51,7 +51,7 @@ class Report:
     rows: Sequence[Row]
     bars: dict[str, Sequence[Bar]]
     slots: dict[tuple[str, str], int]
-    slot_bytes: int | None
+    slot_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
@@ -68,7 +68,7 @@ class Report:
                     "workload": workload,
                     "configuration": configuration,
                     "slots": slots,
-                    "bytes": None if self.slot_bytes is None else slots * self.slot_bytes,
+                    "bytes": slots * self.slot_bytes,
                 }
                 for (workload, configuration), slots in self.slots.items()
             ],
@@ -76,13 +76,9 @@ class Report:
         }
 
     def draft_kv(self, row: Row) -> str:
-        """Draft KV of one request in KiB, or in slots; "" where it was not asked for."""
+        """Draft KV of one request in KiB; "" where it was not asked for."""
         slots = self.slots.get((row.workload, row.configuration))
-        if slots is None:
-            return ""
-        if self.slot_bytes is None:
-            return f"{slots:,} slots"
-        return f"{slots * self.slot_bytes / 1024:,.0f} KiB"
+        return "" if slots is None else f"{slots * self.slot_bytes / 1024:,.0f} KiB"
 
 
 def write(report: Report, folder: Path) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.text import Text
 
@@ -23,12 +21,14 @@ from specvlm_sglang.tools.bench.environment import environment
 from specvlm_sglang.tools.bench.measure import Record, draft_slots, measure, rotated, warm_up
 from specvlm_sglang.tools.bench.report import Report, show, write
 from specvlm_sglang.tools.bench.servers import (
-    BenchServer,
     batches,
+    gpu_memory_bytes,
     launch_arguments,
+    peak_memory_bytes,
     servers_that_fit,
 )
 from specvlm_sglang.tools.bench.summary import METRICS, summarise
+from specvlm_sglang.tools.bench.template import Template
 from specvlm_sglang.tools.bench.workloads import (
     LONG_ANSWER,
     Task,
@@ -39,11 +39,15 @@ from specvlm_sglang.tools.bench.workloads import (
     mm_config,
     sample_tasks,
 )
-from specvlm_sglang.tools.pair import Pair, Template, pair, slot_bytes
-from specvlm_sglang.tools.server import DemoError, free_port, wait_until_ready
+from specvlm_sglang.tools.client import specvlm_state
+from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.needs import model_needs
+from specvlm_sglang.tools.pair import Pair, choose_pair
+from specvlm_sglang.tools.server import Server, wait_until_ready
 
 START_SECONDS = 1800.0
-_VISION_CACHE = "SGLANG_VLM_CACHE_SIZE_MB"
+# Without its cache of vision features, a server encodes a video anew after every flush.
+_ENVIRONMENT = {"SGLANG_VLM_CACHE_SIZE_MB": "0"}
 
 
 @dataclass(frozen=True)
@@ -63,53 +67,51 @@ class Plan:
         return sorted(dict.fromkeys(every), key=lambda server: server != PLAIN)
 
 
-def run(options: argparse.Namespace, console: Console | None = None) -> int:
-    """Run the benchmark; returns the exit status. Nothing it started survives it."""
-    console = console or Console()
-    try:
-        with tempfile.TemporaryDirectory(prefix="specvlm-bench-") as folder:
-            _run(options, console, Path(folder))
-    except (DemoError, ValueError, OSError, RuntimeError, httpx.HTTPError) as error:
-        console.print(Text(f"specvlm bench: {error}", style="red"), soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("stopped")
-        return 130
-    return 0
+def run(options: argparse.Namespace, console: Console | None = None) -> None:
+    """Run the benchmark. Nothing it started survives it.
+
+    Raises
+    ------
+    ToolError, ValueError, OSError
+        It cannot run; the message is one sentence.
+    """
+    with tempfile.TemporaryDirectory(prefix="specvlm-bench-") as folder:
+        _run(options, console or Console(), Path(folder))
 
 
 def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
     started = time.monotonic()
     _check(options)
     about = environment()
-    with console.status("preparing the models"):
-        models = pair(options.target, options.draft, options.parameters)
-        template = Template(models.target)
-    plan = _plan(options, models, template, folder)
-    console.print(Text(f"{models.note}. {plan.rule}", style="dim"))
-    at_once = options.servers_at_once or servers_that_fit(models.target)
+    pair = choose_pair(options.target, options.draft, options.parameters, console)
+    with console.status("preparing the tokenizer"):
+        template = Template(pair.target)
+    plan = _plan(options, pair, template, folder)
+    console.print(Text(f"{pair.note}. {plan.rule}", style="dim"))
+    at_once = options.servers_at_once or servers_that_fit(pair.target)
     records: list[Record] = []
     slots: dict[tuple[str, str], int] = {}
     warm: set[tuple[int, str, int]] = set()
     servers: dict[str, dict[str, Any]] = {}
     for batch, names in enumerate(batches(plan.servers, at_once)):
         with ExitStack() as stack:
-            alive = _start(options, models, plan, names, stack, folder, console)
+            alive = _start(options, pair, plan, names, stack, folder, console)
             for workload in plan.workloads:
                 records += _workload(plan, workload, alive, template, slots, warm, batch, console)
-            for name, (server, arguments) in alive.items():
+            for name, server in alive.items():
+                processes = server.processes()
                 servers[name] = {
-                    "arguments": shlex.join(arguments),
-                    "peak_resident_bytes": server.peak_memory_bytes(),
-                    "gpu_bytes": server.gpu_memory_bytes(),
-                    "draft_kv_capacity": server.state().get("draft_kv_tokens"),
+                    "arguments": shlex.join(server.arguments),
+                    "peak_resident_bytes": peak_memory_bytes(processes),
+                    "gpu_bytes": gpu_memory_bytes(processes),
+                    "draft_kv_capacity": specvlm_state(server.url).get("draft_kv_tokens"),
                 }
     about |= {
-        "pair": models.note,
+        "pair": pair.note,
         "seconds": round(time.monotonic() - started),
         "servers_at_once": at_once,
         "workloads": {workload.name: asdict(workload) for workload in plan.workloads},
-        "notes": _notes(options, about, models, plan, at_once),
+        "notes": _notes(options, about, pair, plan, at_once),
     }
     rows = summarise(records)
     report = Report(
@@ -122,7 +124,7 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
             for name in ([MAIN] if options.bars == [] else options.bars or ())
         },
         slots=slots,
-        slot_bytes=slot_bytes(models.draft, options.dtype),
+        slot_bytes=model_needs(pair.draft, options.dtype).kv_bytes_per_token,
     )
     show(report, console)
     if options.out:
@@ -130,32 +132,32 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
 
         write(report, options.out)
         machine = f"{about['hardware']['cpu']}, {options.dtype}"
-        note = f"{machine}; {models.note}; server's top-p {options.top_p:g}"
+        note = f"{machine}; {pair.note}; server's top-p {options.top_p:g}"
         draw(rows, options.out, note)
         console.print(f"written to {options.out}")
 
 
 def _check(options: argparse.Namespace) -> None:
     if (options.dataset is None) != (options.data is None):
-        raise ValueError("--dataset and --data go together")
+        raise ToolError("--dataset and --data go together")
     if options.dataset is not None and options.target is None:
-        raise ValueError(
+        raise ToolError(
             "--dataset needs --target and --draft: the shipped pair knows no such video"
         )
     for name, least in (("steps", 1), ("rounds", 1), ("limit", 1), ("servers_at_once", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+            raise ToolError(f"--{name.replace('_', '-')} {value} must be at least {least}")
     for name in options.bars or ():
         configuration(name)
     chosen = [configuration(name) for name in options.configurations or [PLAIN]]
     if all(c.server != PLAIN for c in chosen):
-        raise ValueError(f"--configurations must contain {PLAIN}: everything is compared with it")
+        raise ToolError(f"--configurations must contain {PLAIN}: everything is compared with it")
     if not 0 <= options.top_p <= 1:
-        raise ValueError(f"--top-p {options.top_p} must lie in [0, 1]")
+        raise ToolError(f"--top-p {options.top_p} must lie in [0, 1]")
 
 
-def _plan(options: argparse.Namespace, models: Pair, template: Template, folder: Path) -> Plan:
+def _plan(options: argparse.Namespace, pair: Pair, template: Template, folder: Path) -> Plan:
     """What is asked of whom."""
     wanted = [configuration(name) for name in options.configurations or ()]
     if options.dataset is not None:
@@ -186,7 +188,7 @@ def _dataset_plan(options: argparse.Namespace, wanted: list[Configuration]) -> P
 
     samples = load(options.dataset, options.data, options.limit)
     if not samples:
-        raise ValueError(f"--data {options.data} has no sample of {options.dataset}")
+        raise ToolError(f"--data {options.data} has no sample of {options.dataset}")
     name = options.dataset
     workload = Workload(
         name=name,
@@ -207,62 +209,43 @@ def _dataset_plan(options: argparse.Namespace, wanted: list[Configuration]) -> P
 
 def _start(
     options: argparse.Namespace,
-    models: Pair,
+    pair: Pair,
     plan: Plan,
     names: Sequence[str],
     stack: ExitStack,
     folder: Path,
     console: Console,
-) -> dict[str, tuple[BenchServer, list[str]]]:
+) -> dict[str, Server]:
     alive = {}
-    with _environment({_VISION_CACHE: "0"}):
-        for name in names:
-            arguments = launch_arguments(
-                name,
-                draft=models.draft,
-                dtype=options.dtype,
-                steps=options.steps,
-                tree=tuple(options.tree),
-                top_p=options.top_p,
-                mm_config=plan.mm_config,
-                exact_vision=models.shipped,
-                more=shlex.split(options.launch),
-            )
-            log = folder / f"{name}.log"
-            server = BenchServer(models.target, arguments, port=free_port(), log=log)
-            alive[name] = (stack.enter_context(server), arguments)
+    for name in names:
+        arguments = launch_arguments(
+            name,
+            draft=pair.draft,
+            dtype=options.dtype,
+            steps=options.steps,
+            tree=tuple(options.tree),
+            top_p=options.top_p,
+            mm_config=plan.mm_config,
+            exact_vision=pair.shipped,
+            more=shlex.split(options.launch),
+        )
+        log = folder / f"{name}.log"
+        server = Server(pair.target, arguments, log=log, environment=_ENVIRONMENT)
+        alive[name] = stack.enter_context(server)
     title = f"starting {', '.join(names)}"
     with console.status(title) as status:
         wait_until_ready(
-            [server for server, _ in alive.values()],
+            list(alive.values()),
             START_SECONDS,
             lambda seconds: status.update(f"{title}: {seconds:.0f} s"),
         )
     return alive
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables for the servers that are started meanwhile.
-
-    Without its cache of vision features, a server encodes a video anew after every flush.
-    """
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _workload(
     plan: Plan,
     workload: Workload,
-    alive: dict[str, tuple[BenchServer, list[str]]],
+    alive: dict[str, Server],
     template: Template,
     slots: dict[tuple[str, str], int],
     warm: set[tuple[int, str, int]],
@@ -278,20 +261,20 @@ def _workload(
         # Threads, buffers and caches of the allocator settle per server and size of a video.
         if (batch, user.server, workload.side) not in warm:
             warm.add((batch, user.server, workload.side))
-            warm_up(alive[user.server][0], user, first, template.render)
+            warm_up(alive[user.server].url, user, first, template.render)
     if workload.concurrency == workload.questions == 1:
         for user in chosen:
             if user.server != PLAIN:
-                found = draft_slots(alive[user.server][0], user, first, template.render)
+                found = draft_slots(alive[user.server].url, user, first, template.render)
                 if found is not None:
                     slots[workload.name, user.name] = found
     records = []
     for index, tasks in enumerate(rounds):
         for user in rotated(chosen, index):
-            server = alive[user.server][0]
+            url = alive[user.server].url
             with console.status(f"{workload.name}, round {index + 1}: {user.name}"):
                 record = measure(
-                    server, user, workload, tasks, template.render, batch=batch, index=index
+                    url, user, workload, tasks, template.render, batch=batch, index=index
                 )
             records.append(record)
             console.print(Text(_progress(record), style="dim"), soft_wrap=True)
@@ -309,7 +292,7 @@ def _progress(record: Record) -> str:
 
 
 def _notes(
-    options: argparse.Namespace, about: dict[str, Any], models: Pair, plan: Plan, at_once: int
+    options: argparse.Namespace, about: dict[str, Any], pair: Pair, plan: Plan, at_once: int
 ) -> list[str]:
     hardware = about["hardware"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
@@ -322,7 +305,7 @@ def _notes(
         else "Servers were measured one after the other: memory does not hold two."
     )
     return [
-        f"Pair: {models.note}.",
+        f"Pair: {pair.note}.",
         f"Machine: {'; '.join([machine, *hardware['gpus']])}. {versions}.",
         f"Commit: {about['commit']}.",
         f"{options.dtype}. Chain of {options.steps}; trees of depth {options.tree[0]}, "

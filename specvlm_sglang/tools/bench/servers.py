@@ -1,82 +1,21 @@
-"""The servers of a benchmark: started together where memory allows, watched, measured, stopped."""
+"""The servers of a benchmark: which live together, how each is launched, what memory it takes."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from specvlm_sglang.tools.bench.configurations import CHAIN, PLAIN, TREE
-from specvlm_sglang.tools.server import DemoServer, dtype_arguments
+from specvlm_sglang.tools.bench.environment import nvidia_smi
+from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
+from specvlm_sglang.tools.needs import weight_bytes
 
 _OVERHEAD_BYTES = 4 << 30
 """Host memory of a server's processes beyond the weights, generously."""
-
-
-class BenchServer(DemoServer):
-    """A server whose state, memory and caches can be asked for."""
-
-    def state(self) -> dict[str, Any]:
-        """SpecVLM's part of ``/server_info``; empty for plain decoding."""
-        answer = httpx.get(f"{self.url}/server_info", timeout=600)
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()["internal_states"][0].get("specvlm") or {}
-        return found
-
-    def flush(self) -> None:
-        """Empty the radix cache and what the draft remembers of videos, once the server is idle.
-
-        A step may still be running when its last answer is out; without ``timeout`` the
-        server would refuse then.
-        """
-        answer = httpx.post(f"{self.url}/flush_cache", params={"timeout": 60}, timeout=600)
-        answer.raise_for_status()
-
-    def processes(self) -> list[psutil.Process]:
-        """The server's processes."""
-        assert self._process is not None
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self._process.pid:
-                    found.append(process)
-            except ProcessLookupError:
-                continue
-        return found
-
-    def peak_memory_bytes(self) -> int:
-        """Largest resident memory of its processes since they started, added up.
-
-        Pages that processes share are counted in each.
-        """
-        peak = 0
-        for process in self.processes():
-            try:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-            except OSError:
-                continue
-            lines = (line.split() for line in status.splitlines())
-            peak += sum(int(line[1]) * 1024 for line in lines if line[:1] == ["VmHWM:"])
-        return peak
-
-    def gpu_memory_bytes(self) -> int | None:
-        """GPU memory of its processes now, as the driver counts it; None without a driver."""
-        if shutil.which("nvidia-smi") is None:
-            return None
-        query = ("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
-        listed = subprocess.run(
-            ["nvidia-smi", *query], capture_output=True, text=True, check=False, timeout=60
-        )
-        mine = {process.pid for process in self.processes()}
-        rows = [line.split(",") for line in listed.stdout.splitlines() if line.count(",") == 1]
-        return sum(int(mib) << 20 for pid, mib in rows if int(pid) in mine)
 
 
 def launch_arguments(
@@ -87,10 +26,10 @@ def launch_arguments(
     steps: int,
     tree: tuple[int, int, int],
     top_p: float,
-    mm_config: dict[str, Any],
+    mm_config: Mapping[str, Any],
     exact_vision: bool,
     more: Sequence[str],
-) -> list[str]:
+) -> tuple[str, ...]:
     """Arguments of the server ``plain``, ``chain`` or ``tree``.
 
     Parameters
@@ -104,22 +43,20 @@ def launch_arguments(
     more
         Given to every server.
     """
-    arguments = [*dtype_arguments(dtype), "--mm-process-config", json.dumps(mm_config)]
-    if exact_vision:
-        arguments.append("--specvlm-exact-vision")
-    arguments += more
+    common = common_arguments(dtype, mm_config=mm_config, exact_vision=exact_vision)
     if server == PLAIN:
-        return arguments
+        return (*common, *more)
     depth, branches, verified = {CHAIN: (steps, 1, steps + 1), TREE: tree}[server]
-    return [
-        *arguments,
-        *("--speculative-algorithm", "SPECVLM", "--speculative-draft-model-path", draft),
-        *("--speculative-num-steps", str(depth)),
-        *("--speculative-eagle-topk", str(branches)),
-        *("--speculative-num-draft-tokens", str(verified)),
+    specvlm = specvlm_arguments(
+        draft,
+        steps=depth,
+        branches=branches,
+        verified=verified,
         # Requests choose their own retention, up to all: the draft's pool must hold that.
-        *("--specvlm-retention", "1.0", "--specvlm-top-p", str(top_p)),
-    ]
+        retention=1.0,
+        top_p=top_p,
+    )
+    return (*common, *more, *specvlm)
 
 
 def batches(servers: Sequence[str], at_once: int) -> list[list[str]]:
@@ -140,7 +77,32 @@ def servers_that_fit(target: str) -> int:
     """How many servers of ``target`` this machine can hold; 1 where there is a GPU."""
     if shutil.which("nvidia-smi") is not None:
         return 1
-    folder = Path(target)
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    weights = weight_bytes(target) or 0
     free = int(psutil.virtual_memory().available)
     return max(1, free // (2 * weights + _OVERHEAD_BYTES))
+
+
+def peak_memory_bytes(processes: Sequence[psutil.Process]) -> int:
+    """Largest resident memory of processes since they started, added up.
+
+    Pages that they share are counted in each.
+    """
+    peak = 0
+    for process in processes:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            continue
+        lines = (line.split() for line in status.splitlines())
+        peak += sum(int(line[1]) * 1024 for line in lines if line[:1] == ["VmHWM:"])
+    return peak
+
+
+def gpu_memory_bytes(processes: Sequence[psutil.Process]) -> int | None:
+    """GPU memory of processes now, as the driver counts it; None without a driver."""
+    rows = nvidia_smi("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
+    if rows is None:
+        return None
+    mine = {process.pid for process in processes}
+    used = [row.split(",") for row in rows if row.count(",") == 1]
+    return sum(int(mib) << 20 for pid, mib in used if int(pid) in mine)

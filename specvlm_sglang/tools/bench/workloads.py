@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.bench.configurations import MAIN, PAPER, PLAIN, UNPRUNED
+from specvlm_sglang.tools.client import data_url
 
 if TYPE_CHECKING:
     from specvlm_sglang.tools.bench.datasets import Sample
@@ -173,8 +173,3 @@ def _clip_task(workload: Workload, seed: int, folder: Path) -> Task:
 def sample_tasks(samples: list[Sample]) -> list[list[Task]]:
     """One round per sample of a dataset."""
     return [[Task(s.sample_id, data_url(s.video), (s.question,), s.max_tokens)] for s in samples]
-
-
-def data_url(video: Path) -> str:
-    """The file as a data URL, as a client sends it."""
-    return f"data:video/mp4;base64,{base64.b64encode(video.read_bytes()).decode()}"

@@ -3,61 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import openai
-import requests
 from rich.console import Console
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.policies import check_policy, check_retention
-from specvlm_sglang.tools import demo
-from specvlm_sglang.tools.demo.ask import messages_of
-from specvlm_sglang.tools.server import (
-    DemoError,
-    DemoServer,
-    dtype_arguments,
-    free_port,
-    wait_until_ready,
-)
+from specvlm_sglang.tools.client import chat, get_json, messages_of
+from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
+from specvlm_sglang.tools.pair import choose_pair
+from specvlm_sglang.tools.server import Server, wait_until_ready
 from specvlm_sglang.tools.visualize.frames import read_frames
 from specvlm_sglang.tools.visualize.page import render
 
-_START_SECONDS = 900.0
 
+def run(options: argparse.Namespace) -> None:
+    """Write the page. Nothing it started survives it.
 
-def run(options: argparse.Namespace) -> int:
-    """Write the page; returns the exit status. Nothing it started survives it."""
-    try:
-        _check(options)
-        with (
-            tempfile.TemporaryDirectory(prefix="specvlm-visualize-") as folder,
-            ExitStack() as all_,
-        ):
-            url = options.url or _start(options, Path(folder), all_)
-            page = ask_for_page(
-                url.rstrip("/"),
-                options.video,
-                options.question,
-                retention=options.retention,
-                policy=options.policy,
-                max_tokens=options.max_tokens,
-            )
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page, encoding="utf-8")
-    except (DemoError, ValueError, OSError, openai.APIError) as error:
-        print(f"specvlm visualize: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    Raises
+    ------
+    ToolError, ValueError, OSError
+        There is no page; the message is one sentence.
+    """
+    _check(options)
+    with tempfile.TemporaryDirectory(prefix="specvlm-visualize-") as folder, ExitStack() as stack:
+        url = options.url or _start(options, Path(folder), stack)
+        page = ask_for_page(
+            url.rstrip("/"),
+            options.video,
+            options.question,
+            retention=options.retention,
+            policy=options.policy,
+            max_tokens=options.max_tokens,
+        )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(page, encoding="utf-8")
     print(f"wrote {options.out}")
-    return 0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -66,38 +52,32 @@ def _check(options: argparse.Namespace) -> None:
         # A running server may know policies that this process does not; it says so itself.
         check_policy(options.policy, "--policy")
     if not options.video.is_file():
-        raise DemoError(f"VIDEO {options.video}: no such file")
+        raise ToolError(f"VIDEO {options.video}: no such file")
     for flag, value, least in (
         ("--steps", options.steps, 1),
         ("--max-tokens", options.max_tokens, 2),
     ):
         if value < least:
-            raise DemoError(f"{flag} {value} must be at least {least}")
-    if (options.target is None) != (options.draft is None):
-        raise DemoError("--target and --draft go together")
-    if options.url and options.target:
-        raise DemoError("--url names a running server: leave out --target and --draft")
+            raise ToolError(f"{flag} {value} must be at least {least}")
+    if options.url and (options.target or options.draft):
+        raise ToolError("--url names a running server: leave out --target and --draft")
 
 
 def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
-    arguments = (
-        *dtype_arguments(options.dtype),
-        *("--speculative-algorithm", "SPECVLM"),
-        *("--speculative-draft-model-path", options.draft or str(demo.draft_path())),
-        *("--speculative-num-steps", str(options.steps)),
-        *("--specvlm-retention", str(options.retention)),
-    )
-    target = options.target or str(demo.target_path())
-    server = DemoServer(target, arguments, port=free_port(), log=folder / "server.log")
-    stack.enter_context(server)
     console = Console(stderr=True)
+    pair = choose_pair(options.target, options.draft, 0, console)
+    arguments = (
+        *common_arguments(options.dtype),
+        *specvlm_arguments(pair.draft, steps=options.steps, retention=options.retention),
+    )
+    server = Server(pair.target, arguments, log=folder / "server.log")
+    stack.enter_context(server)
     if not console.is_terminal:
         console.print("starting an SGLang server")
     with console.status("") as status:
         wait_until_ready(
             (server,),
-            _START_SECONDS,
-            lambda seconds: status.update(f"starting an SGLang server: {seconds:.0f} s"),
+            progress=lambda seconds: status.update(f"starting an SGLang server: {seconds:.0f} s"),
         )
     return server.url
 
@@ -129,28 +109,23 @@ def ask_for_page(
 
     Raises
     ------
-    DemoError
+    ToolError
         The server does not run SPECVLM.
     ValueError
         The page cannot show this prompt (`page.render`).
     """
     top_p = SpecVLMConfig.top_p
     chosen = {"retention": retention, "policy": policy, "top_p": top_p, "detail": True}
-    client: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    answer = client.chat.completions.create(
-        model="default",
-        messages=messages_of(video, question),
-        max_tokens=max_tokens,
-        temperature=0,
-        extra_body={
-            "return_meta_info": True,
-            "return_output_ids_in_sglext": True,
-            "custom_params": {"specvlm": chosen},
-        },
-    ).model_dump()
+    answer = chat(
+        url,
+        messages_of(video, question),
+        max_tokens,
+        return_output_ids_in_sglext=True,
+        custom_params={"specvlm": chosen},
+    )
     meta = answer["choices"][0]["meta_info"]
     if "specvlm" not in meta:
-        raise DemoError(f"{url}: that server does not run SPECVLM")
+        raise ToolError(f"{url}: that server does not run SPECVLM")
     report = meta["specvlm"][0]
     detail = report["detail"]
     return render(
@@ -187,8 +162,7 @@ def _pieces(url: str, ids: list[int]) -> list[str]:
     """Text of each token; bytes of an unfinished character count to the token that ends it."""
     from transformers import AutoTokenizer
 
-    info = requests.get(f"{url}/model_info", timeout=60).json()
-    tokenizer = AutoTokenizer.from_pretrained(info["tokenizer_path"])
+    tokenizer = AutoTokenizer.from_pretrained(get_json(url, "/model_info")["tokenizer_path"])
     pieces = []
     shown = ""
     for stop in range(1, len(ids) + 1):

@@ -16,6 +16,7 @@ from specvlm_sglang.tools.bench.measure import rotated
 from specvlm_sglang.tools.bench.run import run
 from specvlm_sglang.tools.bench.servers import batches, launch_arguments
 from specvlm_sglang.tools.bench.workloads import WORKLOADS
+from specvlm_sglang.tools.errors import ToolError
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -25,10 +26,10 @@ def options(*arguments: str) -> argparse.Namespace:
 
 
 def refusal(*arguments: str) -> str:
-    """What a run with these arguments prints before it ends with status 1."""
-    output = io.StringIO()
-    assert run(options(*arguments), Console(file=output, width=400)) == 1
-    return output.getvalue().strip()
+    """What a run with these arguments ends with before anything starts."""
+    with pytest.raises(ToolError) as raised:
+        run(options(*arguments), Console(file=io.StringIO()))
+    return str(raised.value)
 
 
 def test_the_first_configuration_is_plain_decoding_and_every_policy_is_there() -> None:
@@ -58,7 +59,7 @@ def test_a_name_spells_a_configuration_out() -> None:
 
 @pytest.mark.parametrize("name", ["best-0.1", "specvlm-0", "specvlm", "specvlm-0.1-p3", "1.2.3"])
 def test_a_configuration_that_does_not_exist_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"--configurations '{name}' must be one of plain"):
+    with pytest.raises(ToolError, match=f"--configurations '{name}' must be one of plain"):
         configuration(name)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from specvlm_sglang.tools.bench.datasets import DATASETS, DESCRIBE, load
 from specvlm_sglang.tools.bench.workloads import sample_tasks
+from specvlm_sglang.tools.errors import ToolError
 from tests.support.clips import write_clip
 
 
@@ -130,7 +131,7 @@ def test_a_missing_video_is_named_with_the_place_it_belongs(name, tmp_path):
     BUILDERS[name](tmp_path)
     missing = load(name, tmp_path)[0].video
     missing.unlink()
-    with pytest.raises(ValueError, match=str(missing)):
+    with pytest.raises(ToolError, match=str(missing)):
         load(name, tmp_path)
 
 
@@ -144,20 +145,20 @@ def test_a_missing_video_is_named_with_the_place_it_belongs(name, tmp_path):
     ],
 )
 def test_an_empty_folder_is_refused_with_the_file_that_was_expected(name, expected, tmp_path):
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ToolError, match=expected):
         load(name, tmp_path)
 
 
 def test_a_parquet_file_without_the_column_names_it_and_those_it_has(tmp_path):
     write_parquet(tmp_path / "data/test-00000-of-00001.parquet", {"video_name": ["v"]})
-    with pytest.raises(ValueError, match=r"no column 'question'; it has video_name"):
+    with pytest.raises(ToolError, match=r"no column 'question'; it has video_name"):
         load("videodetailcaption", tmp_path)
 
 
 def test_a_file_that_is_not_parquet_is_named(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/test-00000-of-00001.parquet").write_text("version https://git-lfs")
-    with pytest.raises(ValueError, match=r"test-00000-of-00001\.parquet is not a Parquet file"):
+    with pytest.raises(ToolError, match=r"test-00000-of-00001\.parquet is not a Parquet file"):
         load("videodetailcaption", tmp_path)
 
 
@@ -172,7 +173,7 @@ def test_a_file_that_is_not_parquet_is_named(tmp_path):
 )
 def test_a_broken_json_file_is_refused_with_the_reason(text, message, tmp_path):
     (tmp_path / "lvb_test_wo_gt.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ToolError, match=message):
         load("longvideobench", tmp_path)
 
 
@@ -186,7 +187,7 @@ def test_a_broken_json_file_is_refused_with_the_reason(text, message, tmp_path):
 )
 def test_bad_arguments_name_the_flag_and_the_allowed_range(arguments, message, tmp_path):
     name, folder, *rest = arguments
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ToolError, match=message):
         load(name, tmp_path / folder, *rest)
 
 

@@ -15,6 +15,7 @@ from specvlm_sglang.tools.bench.bars import Bar, bars
 from specvlm_sglang.tools.bench.measure import Record
 from specvlm_sglang.tools.bench.report import Report, show, write
 from specvlm_sglang.tools.bench.summary import summarise
+from specvlm_sglang.tools.errors import ToolError
 from tests.support.bench import answer, record
 
 LONG = tuple(range(130))
@@ -132,5 +133,5 @@ def test_plots_without_matplotlib_are_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(RuntimeError, match="plots need matplotlib: pip install matplotlib"):
+    with pytest.raises(ToolError, match="plots need matplotlib: pip install matplotlib"):
         plots.draw([], tmp_path, "")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from reference.selection import POLICIES
+from specvlm_sglang.tools.server import session_processes
 from tests.support.chromium import Chromium, ChromiumError, find_chromium
-from tests.support.server import session_processes
 from tests.tools.visualize.browsing import (
     AREA,
     COLOURS,

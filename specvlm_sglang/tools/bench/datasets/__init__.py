@@ -11,6 +11,7 @@ from pathlib import Path
 
 from specvlm_sglang.tools.bench.datasets import longvideobench, mlvu, mvbench, videodetailcaption
 from specvlm_sglang.tools.bench.datasets.sample import DESCRIBE, FRAMES, MAX_TOKENS, Sample
+from specvlm_sglang.tools.errors import ToolError
 
 __all__ = ["DATASETS", "DESCRIBE", "FRAMES", "MAX_TOKENS", "Sample", "load"]
 
@@ -37,13 +38,13 @@ def load(name: str, folder: Path, limit: int | None = None) -> list[Sample]:
 
     Raises
     ------
-    ValueError
+    ToolError
         An unknown name, a limit below 1, or a file that is missing or not what it should be.
     """
     if name not in DATASETS:
-        raise ValueError(f"--dataset {name!r} must be one of {', '.join(DATASETS)}")
+        raise ToolError(f"--dataset {name!r} must be one of {', '.join(DATASETS)}")
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} must be at least 1")
+        raise ToolError(f"--limit {limit} must be at least 1")
     if not folder.is_dir():
-        raise ValueError(f"--data {folder} must be an existing folder with the files of {name}")
+        raise ToolError(f"--data {folder} must be an existing folder with the files of {name}")
     return list(islice(DATASETS[name](folder), limit))

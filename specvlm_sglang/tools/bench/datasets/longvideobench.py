@@ -19,7 +19,7 @@ def samples(folder: Path) -> Iterator[Sample]:
 
     Raises
     ------
-    ValueError
+    ToolError
         A file of the layout is missing or is not what it should be.
     """
     rows = json_rows(folder / "lvb_test_wo_gt.json", ("video_path",))

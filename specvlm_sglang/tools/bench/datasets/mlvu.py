@@ -15,6 +15,7 @@ from specvlm_sglang.tools.bench.datasets.sample import (
     existing_video,
     json_rows,
 )
+from specvlm_sglang.tools.errors import ToolError
 
 TASKS = (
     "1_plotQA",
@@ -37,13 +38,13 @@ def samples(folder: Path) -> Iterator[Sample]:
 
     Raises
     ------
-    ValueError
+    ToolError
         There is no task, or a file of one is missing or is not what it should be.
     """
     root = folder / "MLVU" if (folder / "MLVU").is_dir() else folder
     present = [task for task in TASKS if (root / "json" / f"{task}.json").is_file()]
     if not present:
-        raise ValueError(
+        raise ToolError(
             f"--data is missing {folder / 'MLVU' / 'json' / '1_plotQA.json'}: MLVU needs the JSON "
             f"file of at least one task out of {', '.join(TASKS)}"
         )

@@ -29,7 +29,7 @@ def samples(folder: Path) -> Iterator[Sample]:
 
     Raises
     ------
-    ValueError
+    ToolError
         A file of the layout is missing or is not what it should be.
     """
     rows = (_task_videos(folder, task) for task in TASKS)

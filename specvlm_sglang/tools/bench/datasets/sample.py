@@ -10,6 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
+from specvlm_sglang.tools.errors import ToolError
+
 FRAMES = 64
 """Frames of a video that the models see (``FRAME_NUM`` of the authors' run scripts)."""
 MAX_TOKENS = 256
@@ -53,14 +55,14 @@ def existing_video(candidates: Iterable[Path], sample_id: str) -> Path:
 
     Raises
     ------
-    ValueError
+    ToolError
         None of them is; names the first.
     """
     paths = list(candidates)
     for path in paths:
         if path.is_file():
             return path
-    raise ValueError(
+    raise ToolError(
         f"--data has no video for sample {sample_id!r}: expected {paths[0]}; download the videos "
         "and unpack their archives there"
     )
@@ -71,17 +73,17 @@ def json_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
 
     Raises
     ------
-    ValueError
+    ToolError
         The file is missing, is not such a list, or a row lacks a field.
     """
     if not path.is_file():
-        raise ValueError(f"--data is missing {path}, a JSON list of the dataset's samples")
+        raise ToolError(f"--data is missing {path}, a JSON list of the dataset's samples")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ToolError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}, expected a JSON list of samples")
+        raise ToolError(f"{path} holds a {type(rows).__name__}, expected a JSON list of samples")
     return _checked(rows, path, fields)
 
 
@@ -90,23 +92,23 @@ def parquet_rows(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
 
     Raises
     ------
-    ValueError
+    ToolError
         The file is not Parquet, a column is missing, or pyarrow is not installed.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ValueError(
+        raise ToolError(
             f"reading {path} needs pyarrow, which is not installed: pip install pyarrow"
         ) from None
     names = list(fields)
     try:
         table = parquet.ParquetFile(path)
     except Exception as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from None
+        raise ToolError(f"{path} is not a Parquet file: {error}") from None
     missing = [name for name in names if name not in table.schema_arrow.names]
     if missing:
-        raise ValueError(
+        raise ToolError(
             f"{path} has no column {missing[0]!r}; it has {', '.join(table.schema_arrow.names)}"
         )
     rows: list[dict[str, Any]] = table.read(columns=names).to_pylist()
@@ -118,7 +120,7 @@ def _checked(rows: list[Any], path: Path, fields: Iterable[str]) -> list[dict[st
     for number, row in enumerate(rows):
         for name in names:
             if not (isinstance(row, dict) and isinstance(row.get(name), str) and row[name]):
-                raise ValueError(
+                raise ToolError(
                     f"{path}: sample {number} has no text in {name!r}; expected an object with "
                     f"{', '.join(names)}"
                 )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from specvlm_sglang.tools.bench.datasets.sample import Sample, existing_video, parquet_rows
+from specvlm_sglang.tools.errors import ToolError
 
 _ENDINGS = ("mp4", "MP4", "mkv")
 
@@ -18,12 +19,12 @@ def samples(folder: Path) -> Iterator[Sample]:
 
     Raises
     ------
-    ValueError
+    ToolError
         A file of the layout is missing or is not what it should be.
     """
     files = sorted((folder / "data").glob("test-*.parquet"))
     if not files:
-        raise ValueError(
+        raise ToolError(
             f"--data is missing {folder / 'data' / 'test-00000-of-00001.parquet'}, the samples of "
             "VideoDetailCaption with video_name and question"
         )
