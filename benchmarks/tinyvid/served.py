@@ -21,7 +21,7 @@ from rich.progress import track
 from benchmarks.tinyvid.acceptance import CHAIN, Setting, measure
 from benchmarks.tinyvid.clips import HELD_OUT, LENGTHS, Prompt, held_out
 from benchmarks.tinyvid.reader import Reader
-from specvlm_sglang.tools.client import chat, messages_of
+from specvlm_sglang.tools.chat import chat, messages_of
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from specvlm_sglang.tools.server import Server, wait_until_ready
 

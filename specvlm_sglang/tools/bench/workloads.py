@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.bench.configurations import MAIN, PAPER, PLAIN, UNPRUNED
-from specvlm_sglang.tools.client import data_url
+from specvlm_sglang.tools.chat import data_url
 
 if TYPE_CHECKING:
     from specvlm_sglang.tools.bench.datasets import Sample

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from specvlm_sglang.tools import demo
-from specvlm_sglang.tools.client import Streamed, chat, messages_of, stream
+from specvlm_sglang.tools.chat import Timed, chat, messages_of, stream
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.launch import common_arguments, on_gpu, specvlm_arguments
 from specvlm_sglang.tools.needs import model_needs
@@ -37,83 +37,67 @@ def run(options: argparse.Namespace, console: Console | None = None) -> None:
     ToolError, ValueError, OSError
         It cannot run; the message is one sentence.
     """
-    console = console or Console()
-    with tempfile.TemporaryDirectory(prefix="specvlm-demo-") as folder, ExitStack() as stack:
-        _check_numbers(options)
-        pair = choose_pair(options.target, options.draft, options.parameters, console)
-        if pair.shipped:
-            console.print(Text(f"Pair: {pair.note}.", style="dim"))
-        video, question, truth = _clip(options, Path(folder))
-        fast, plain = _start(options, pair, Path(folder), stack, console)
-        _answer(options, console, pair, (fast.url, plain.url), video, question, truth)
+    with tempfile.TemporaryDirectory(prefix="specvlm-demo-") as folder:
+        _run(options, console or Console(), Path(folder))
 
 
-def _start(
-    options: argparse.Namespace, pair: Pair, folder: Path, stack: ExitStack, console: Console
-) -> tuple[Server, Server]:
-    """The SPECVLM server and the plain one, ready."""
+def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
+    _check_numbers(options)
+    pair = choose_pair(options.target, options.draft, options.parameters, console)
+    if pair.shipped:
+        console.print(Text(f"Pair: {pair.note}.", style="dim"))
+    video, question, truth = _clip(options, folder)
+    with ExitStack() as stack:
+        fast, plain = map(stack.enter_context, _servers(options, pair, folder))
+        with console.status("") as status:
+            wait_until_ready(
+                (fast, plain),
+                progress=lambda seconds: status.update(
+                    f"starting two SGLang servers, with SPECVLM and plain: {seconds:.0f} s"
+                ),
+            )
+        messages = messages_of(video, question)
+        with console.status("warming up"):
+            for server in (fast, plain):
+                stream(server.url, messages, 8)
+        console.print(Text(f"\n> {question}\n", style="bold"))
+        painter = _Painter(console)
+        shown = stream(fast.url, messages, options.max_tokens, on_piece=painter.piece)
+        console.print("\n\n[green]accepted from the draft[/], [bold]the target's own[/]")
+        if truth:
+            console.print(f"[dim]what the clip really shows: {truth}[/]")
+        with console.status("timing both servers in turn"):
+            rounds = [
+                (
+                    stream(fast.url, messages, options.max_tokens),
+                    stream(plain.url, messages, options.max_tokens),
+                )
+                for _ in range(options.repeats)
+            ]
+            meta = chat(fast.url, messages, options.max_tokens)["choices"][0]["meta_info"]
+        console.print(_table(options, pair.draft, meta, rounds))
+        _write_page(options, console, fast.url, video, question, rounds)
+        exact = all(pair[1].text == shown.text == pair[0].text for pair in rounds)
+        console.print(
+            "[green]Both servers gave the same answer.[/]"
+            if exact
+            else f"[red]The answers differ[/] ({options.dtype} logits can tie; try --dtype float32)"
+        )
+        # A GPU's kernels may round float32 products to TF32, in verifying as in decoding.
+        if not exact and options.dtype == "float32" and not on_gpu():
+            raise ToolError("in float32 the answers of both servers must be the same")
+
+
+def _servers(options: argparse.Namespace, pair: Pair, folder: Path) -> tuple[Server, Server]:
+    """The SPECVLM server and the plain one."""
     # Both servers may share one GPU: neither may take what is free for its KV cache.
     common = common_arguments(options.dtype, kv_tokens=KV_TOKENS)
     specvlm = specvlm_arguments(pair.draft, steps=options.steps, retention=options.retention)
-    fast = Server(
-        pair.target,
-        (*common, *specvlm),
-        port=free_port(options.port),
-        log=folder / "specvlm.log",
+    port = free_port(options.port)
+    return (
+        Server(pair.target, (*common, *specvlm), port=port, log=folder / "specvlm.log"),
+        Server(pair.target, common, log=folder / "plain.log"),
     )
-    plain = Server(pair.target, common, log=folder / "plain.log")
-    stack.enter_context(fast)
-    stack.enter_context(plain)
-    with console.status("") as status:
-        wait_until_ready(
-            (fast, plain),
-            progress=lambda seconds: status.update(
-                f"starting two SGLang servers, with SPECVLM and plain: {seconds:.0f} s"
-            ),
-        )
-    return fast, plain
-
-
-def _answer(
-    options: argparse.Namespace,
-    console: Console,
-    pair: Pair,
-    urls: tuple[str, str],
-    video: Path,
-    question: str,
-    truth: str,
-) -> None:
-    """Ask both servers, and show the answer and the comparison."""
-    messages = messages_of(video, question)
-    with console.status("warming up"):
-        for url in urls:
-            stream(url, messages, 8)
-    console.print(Text(f"\n> {question}\n", style="bold"))
-    painter = _Painter(console)
-    shown = stream(urls[0], messages, options.max_tokens, on_piece=painter.piece)
-    console.print("\n\n[green]accepted from the draft[/], [bold]the target's own[/]")
-    if truth:
-        console.print(f"[dim]what the clip really shows: {truth}[/]")
-    with console.status("timing both servers in turn"):
-        rounds = [
-            (
-                stream(urls[0], messages, options.max_tokens),
-                stream(urls[1], messages, options.max_tokens),
-            )
-            for _ in range(options.repeats)
-        ]
-        meta = chat(urls[0], messages, options.max_tokens)["choices"][0]["meta_info"]
-    console.print(_table(options, pair.draft, meta, rounds))
-    _write_page(options, console, urls[0], video, question, rounds)
-    exact = all(both[1].text == shown.text == both[0].text for both in rounds)
-    console.print(
-        "[green]Both servers gave the same answer.[/]"
-        if exact
-        else f"[red]The answers differ[/] ({options.dtype} logits can tie; try --dtype float32)"
-    )
-    # A GPU's kernels may round float32 products to TF32, in verifying as in decoding.
-    if not exact and options.dtype == "float32" and not on_gpu():
-        raise ToolError("in float32 the answers of both servers must be the same")
 
 
 def _write_page(
@@ -122,7 +106,7 @@ def _write_page(
     url: str,
     video: Path,
     question: str,
-    rounds: list[tuple[Streamed, Streamed]],
+    rounds: list[tuple[Timed, Timed]],
 ) -> None:
     from specvlm_sglang.tools.visualize.run import ask_for_page
 
@@ -202,7 +186,7 @@ def _table(
     options: argparse.Namespace,
     draft: str,
     meta: dict[str, Any],
-    rounds: list[tuple[Streamed, Streamed]],
+    rounds: list[tuple[Timed, Timed]],
 ) -> Table:
     report = meta["specvlm"][0]
     fast, plain = _speeds(rounds)
@@ -238,7 +222,7 @@ def _table(
     return table
 
 
-def _speeds(rounds: list[tuple[Streamed, Streamed]]) -> tuple[float, float]:
+def _speeds(rounds: list[tuple[Timed, Timed]]) -> tuple[float, float]:
     """Median tokens per second of the SPECVLM server and of the plain one."""
     fast, plain = (
         statistics.median(pair[index].tokens_per_second for pair in rounds) for index in (0, 1)

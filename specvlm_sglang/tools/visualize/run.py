@@ -13,7 +13,8 @@ from rich.console import Console
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.policies import check_policy, check_retention
-from specvlm_sglang.tools.client import chat, get_json, messages_of
+from specvlm_sglang.tools.chat import chat, messages_of
+from specvlm_sglang.tools.client import get_json
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from specvlm_sglang.tools.pair import choose_pair
