@@ -30,12 +30,8 @@ class Look:
 
 LOOKS = {
     "phone": Look(390, 844, {"scale": 3.0, "mobile": True}),
-    "small-phone": Look(320, 568, {"scale": 2.0, "mobile": True}),
-    "tablet": Look(768, 1024, {"scale": 2.0, "mobile": True}),
     "desktop": Look(1280, 800),
-    "phone-large-text": Look(390, 844, {"scale": 3.0, "mobile": True, "font_size": 32}),
     "small-phone-large-text": Look(320, 568, {"scale": 2.0, "mobile": True, "font_size": 32}),
-    "desktop-large-text": Look(1280, 800, {"font_size": 32}),
 }
 EVERY_LOOK = pytest.mark.parametrize("name", LOOKS)
 SCHEMES = pytest.mark.parametrize("scheme", ["light", "dark"])
