@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +23,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from specvlm_sglang.tools.bench.environment import commit, cpu_name
+from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from tests.support import checkpoints
 from tests.support.server import Server
 
@@ -101,7 +101,7 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict[str, Any]:
     small = checkpoints.qwen2_text(directory / "m150", checkpoints.M150, dtype=DTYPES[dtype])
     large = checkpoints.qwen2_text(directory / "m350", checkpoints.M350, dtype=DTYPES[dtype])
     result: dict[str, Any] = {}
-    with Server(small, "--dtype", dtype, log=directory / "m150.log") as server:
+    with Server(small, *common_arguments(dtype), log=directory / "m150.log") as server:
         model = AutoModelForCausalLM.from_pretrained(small, dtype=DTYPES[dtype]).eval()
         decode_seconds(server, prompt_ids(PROMPT, 0), 8)
         plain_transformers(model, prompt_ids(PROMPT, 0), 8)
@@ -116,7 +116,7 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict[str, Any]:
         result["batch 1, decode tokens/s"] = row(ours, theirs)
         result["8 requests, tokens/s"] = row(together, in_turn)
         del model
-    with Server(large, "--dtype", dtype, log=directory / "m350.log") as server:
+    with Server(large, *common_arguments(dtype), log=directory / "m350.log") as server:
         decode_seconds(server, prompt_ids(8, 0), 8)
         short = [decode_seconds(server, prompt_ids(8, 30 + r), 32) for r in range(repeats)]
         long = [decode_seconds(server, prompt_ids(2000, 60 + r), 32) for r in range(repeats)]
@@ -126,8 +126,7 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict[str, Any]:
             "ratio": statistics.median(long) / statistics.median(short),
         }
     draft = checkpoints.qwen2_text(directory / "draft", checkpoints.DRAFT, dtype=DTYPES[dtype])
-    chain = ("--speculative-algorithm", "SPECVLM", "--speculative-num-steps", "7")
-    arguments = ("--dtype", dtype, *chain, "--speculative-draft-model-path", str(draft))
+    arguments = (*common_arguments(dtype), *specvlm_arguments(draft, steps=7))
     with Server(large, *arguments, log=directory / "verify.log") as server:
         decode_seconds(server, prompt_ids(8, 0), 8)
         verify = [verify_seconds(server, prompt_ids(8, 30 + r), 32) for r in range(repeats)]
@@ -163,13 +162,6 @@ def row(ours: list[float], theirs: list[float]) -> dict[str, float]:
     }
 
 
-def cpu_name() -> str:
-    """The processor's name as Linux gives it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -179,12 +171,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         result = measure(Path(directory), options.dtype, options.repeats)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     record = {
         "command": " ".join(["python -m benchmarks.cpu_serving", *sys.argv[1:]]),
-        "commit": commit,
+        "commit": commit(Path(__file__).parent),
         "cpu": cpu_name(),
         "cores": torch.get_num_threads(),
         "dtype": options.dtype,

@@ -30,10 +30,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.draft_layer import DraftLayer
 from benchmarks.growth_plot import draw
-from specvlm_sglang.bench.environment import environment
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.pruning.selection import select_video_tokens, video_token_budget
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
+from specvlm_sglang.tools.bench.environment import environment
 
 VIDEO_TOKENS = tuple(1024 << power for power in range(7))
 ROWS = (16, 32, 64, 128, 256)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from specvlm_sglang.tools.errors import ToolError
 from tests.support import checkpoints, clips, workers
-from tests.support.server import Server, ServerError
+from tests.support.server import Server
 
 SERVERS_ALIVE = 2
 """Servers kept at once: each holds several processes and its own copy of torch."""
@@ -30,7 +31,7 @@ class ServerPool:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._alive: OrderedDict[Key, Server] = OrderedDict()
-        self._failed: dict[Key, ServerError] = {}
+        self._failed: dict[Key, ToolError] = {}
         self._started = 0
 
     def __call__(self, model: Path, *args: str, **env: str) -> Server:
@@ -50,7 +51,7 @@ class ServerPool:
         server = Server(model, *args, log=self._logs / f"server-{self._started}.log", env=env)
         try:
             server.start()
-        except ServerError as error:
+        except ToolError as error:
             self._failed[key] = error
             raise
         self._alive[key] = server
@@ -62,7 +63,7 @@ class ServerPool:
         while self._alive:
             try:
                 self._alive.popitem()[1].stop()
-            except ServerError as error:
+            except ToolError as error:
                 errors.append(error)
         if errors:
             raise errors[0]

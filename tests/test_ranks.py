@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import torch
 from torch import multiprocessing
 
 from specvlm_sglang.ranks import agree
+from specvlm_sglang.tools.server import free_port
 
 
 def _rank(rank: int, port: int, failing: int | None, folder: str) -> None:
@@ -26,10 +26,7 @@ def _rank(rank: int, port: int, failing: int | None, folder: str) -> None:
 
 @pytest.mark.parametrize("failing", [None, 0, 1])
 def test_a_failure_on_one_rank_is_a_failure_on_both(failing: int | None, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, failing, str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(_rank, (free_port(), failing, str(tmp_path)), nprocs=2)
     said = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     if failing is None:
         assert said == ["None", "None"]

@@ -16,10 +16,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
+from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.server import session_processes
 from tests.conftest import ServerPool
 from tests.support import checkpoints, clips, hf
 from tests.support.messages import user
-from tests.support.server import Server, ServerError, session_processes
+from tests.support.server import Server
 from tests.support.tokenizer import build_tokenizer, speakable_ids
 
 QUESTION = "Describe this video."
@@ -285,5 +287,5 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(
     serve: ServerPool, tmp_path: Path
 ) -> None:
     missing = tmp_path / "no-such-model"
-    with pytest.raises(ServerError, match=r"ended with code[\s\S]*no-such-model[\s\S]*Error"):
+    with pytest.raises(ToolError, match=r"the server ended[\s\S]*no-such-model[\s\S]*Error"):
         serve(missing)

@@ -1,6 +1,6 @@
 """Keeps what a reader of ``--benchmark-json`` needs: medians, spread, versions, hardware."""
 
-from specvlm_sglang.bench.environment import environment
+from specvlm_sglang.tools.bench.environment import environment
 
 _SHOWN = ("median", "iqr", "min", "max", "rounds", "iterations")
 

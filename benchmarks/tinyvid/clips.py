@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specvlm_sglang.demo.world import Scene, caption, make_scene, questions, write_clip
-from specvlm_sglang.demo.world.language import PROMPTS, plain
+from specvlm_sglang.tools.demo.world import Scene, caption, make_scene, questions, write_clip
+from specvlm_sglang.tools.demo.world.language import PROMPTS, plain
 
 HELD_OUT = 2**32
 """First seed of held-out scenes; training draws its seeds from below 2 ** 31."""

@@ -14,9 +14,9 @@ from benchmarks.tinyvid.labels import token_labels
 from benchmarks.tinyvid.model import TOKEN_SIDE
 from benchmarks.tinyvid.vocabulary import SYSTEM, build_tokenizer
 from reference.positions import VisionSpan, mrope_positions
-from specvlm_sglang.demo.world import Phrase, caption, make_scene, questions, render
-from specvlm_sglang.demo.world.language import KINDS, PROMPTS
-from specvlm_sglang.demo.world.render import FPS
+from specvlm_sglang.tools.demo.world import Phrase, caption, make_scene, questions, render
+from specvlm_sglang.tools.demo.world.language import KINDS, PROMPTS
+from specvlm_sglang.tools.demo.world.render import FPS
 
 TOKENS_PER_SECOND = 2
 """Temporal M-RoPE ids per second of video."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from specvlm_sglang.demo.world.scene import (
+from specvlm_sglang.tools.demo.world.scene import (
     COLOURS,
     MAX_SECONDS,
     MOTIONS,

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import openai
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -22,8 +21,9 @@ from rich.progress import track
 from benchmarks.tinyvid.acceptance import CHAIN, Setting, measure
 from benchmarks.tinyvid.clips import HELD_OUT, LENGTHS, Prompt, held_out
 from benchmarks.tinyvid.reader import Reader
-from specvlm_sglang.demo.ask import messages_of
-from specvlm_sglang.demo.servers import DemoServer, free_port, wait_until_ready
+from specvlm_sglang.tools.chat import chat, messages_of
+from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
+from specvlm_sglang.tools.server import Server, wait_until_ready
 
 _SEEDS = HELD_OUT + 3_000_000
 _POLICIES = ("specvlm", "attention", "uniform", "window-front")
@@ -35,18 +35,13 @@ def chosen_settings(top_p: float) -> list[Setting]:
     return [Setting("none", 1.0, top_p=top_p), *pruned]
 
 
-def served_rounds(client: Any, prompt: Prompt, setting: Setting) -> tuple[str, int]:
+def served_rounds(url: str, prompt: Prompt, setting: Setting) -> tuple[str, int]:
     """The server's answer, and its number of verify rounds."""
     options = {"retention": setting.retention, "policy": setting.policy}
-    answer = client.chat.completions.create(
-        model="default",
-        messages=messages_of(prompt.clip, prompt.question),
-        max_tokens=300,
-        temperature=0,
-        extra_body={"return_meta_info": True, "custom_params": {"specvlm": options}},
-    )
-    choice = answer.choices[0]
-    return choice.message.content, choice.model_dump()["meta_info"]["spec_verify_ct"]
+    messages = messages_of(prompt.clip, prompt.question)
+    answer = chat(url, messages, 300, custom_params={"specvlm": options})
+    choice = answer["choices"][0]
+    return choice["message"]["content"], choice["meta_info"]["spec_verify_ct"]
 
 
 def main() -> None:
@@ -68,23 +63,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         launch = (
-            *("--dtype", "float32", "--specvlm-exact-vision"),
-            *("--speculative-algorithm", "SPECVLM"),
-            *("--speculative-draft-model-path", str(arguments.draft)),
-            *("--speculative-num-steps", str(CHAIN)),
-            *("--specvlm-top-p", str(arguments.top_p)),
+            *common_arguments("float32", exact_vision=True),
+            *specvlm_arguments(arguments.draft, steps=CHAIN, top_p=arguments.top_p),
         )
-        log = folder / "server.log"
-        with DemoServer(str(arguments.target), launch, port=free_port(), log=log) as server:
+        with Server(arguments.target, launch, log=folder / "server.log") as server:
             with console.status("starting the server"):
-                wait_until_ready([server], 900.0, lambda seconds: None)
-            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+                wait_until_ready([server])
             prompts = held_out(LENGTHS["training"], arguments.clips, folder, first=_SEEDS)
             for prompt in track(prompts, "prompts", total=arguments.clips):
                 answer = target.text(target.greedy(target.question(prompt)))
                 counted, _ = measure(target, draft, prompt, settings)
                 for setting in settings:
-                    text, rounds = served_rounds(client, prompt, setting)
+                    text, rounds = served_rounds(server.url, prompt, setting)
                     rows.append(
                         {
                             "policy": setting.policy,

@@ -28,7 +28,7 @@ from benchmarks.tinyvid.labels import PROPERTIES
 from benchmarks.tinyvid.model import SIZES, new_model, save
 from benchmarks.tinyvid.muon import Muon
 from benchmarks.tinyvid.schedule import batch_shape, learning_rate
-from specvlm_sglang.demo.world.language import KINDS
+from specvlm_sglang.tools.demo.world.language import KINDS
 
 COLUMNS = (
     "step",

@@ -8,8 +8,15 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
-from specvlm_sglang.demo.world.language import NUMBERS, PROMPTS, caption, plain, questions
-from specvlm_sglang.demo.world.scene import COLOURS, COLUMNS, MOTIONS, ROWS, SHAPES, make_scene
+from specvlm_sglang.tools.demo.world.language import NUMBERS, PROMPTS, caption, plain, questions
+from specvlm_sglang.tools.demo.world.scene import (
+    COLOURS,
+    COLUMNS,
+    MOTIONS,
+    ROWS,
+    SHAPES,
+    make_scene,
+)
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

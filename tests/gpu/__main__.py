@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specvlm_sglang.bench.environment import environment
+from specvlm_sglang.tools.bench.environment import environment
 
 
 class Recorder:
@@ -37,7 +37,7 @@ def markdown(found: dict[str, object], recorder: Recorder, seconds: float) -> st
     """The report: where it ran, each server test, op tests in one line, what failed."""
     hardware, versions = found["hardware"], found["versions"]
     lines = ["# specvlm-sglang on a GPU", "", f"- hardware: {hardware}", f"- versions: {versions}"]
-    lines += [f"- commit: {found['commit']}", f"- driver: {_driver()}", f"- {seconds:.0f} s", ""]
+    lines += [f"- commit: {found['commit']}", f"- {seconds:.0f} s", ""]
     lines += ["| test | outcome | seconds | |", "|---|---|---|---|"]
     ops = [row for row in recorder.rows if "test_ops" in row[0] and row[1] == "passed"]
     lines.append(f"| {len(ops)} checks of scores and selection | passed | | |")
@@ -46,14 +46,6 @@ def markdown(found: dict[str, object], recorder: Recorder, seconds: float) -> st
             continue
         lines.append(f"| {name.split('::')[-1]} | {outcome} | {took:.1f} | {reason[:300]} |")
     return "\n".join(lines) + "\n"
-
-
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"unknown ({error})"
 
 
 def main() -> int:
@@ -72,7 +64,7 @@ def main() -> int:
     skipped = all(outcome == "skipped" for _, outcome, _, _ in recorder.rows)
     if not options.no_bench and not skipped:
         bench = ("bench", "--workloads", "512", "--rounds", "2", "--out", str(options.out))
-        command = [sys.executable, "-m", "specvlm_sglang.cli", *bench]
+        command = [sys.executable, "-m", "specvlm_sglang.tools.cli", *bench]
         status = subprocess.run(command, check=False).returncode or status
     print(f"\n{text}\nwritten to {options.out}: attach its files to an issue")
     if skipped:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from specvlm_sglang import demo
+from specvlm_sglang.tools import demo
+from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from tests.serving.specvlm import meta, report, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
@@ -25,18 +25,12 @@ TIE = 0.25
 """Logits of these models reach 32, where neighbouring bfloat16 numbers are 0.125 or 0.25 apart."""
 NEW_TOKENS = 160
 # Two servers share one GPU: neither may take what is free for its KV cache.
-PLAIN = ("--dtype", "bfloat16", "--max-total-tokens", "65536")
+PLAIN = common_arguments("bfloat16", kv_tokens=65_536)
 CHAIN = ("--speculative-num-steps", "5")
 TREE = (
     *("--speculative-num-steps", "4", "--speculative-eagle-topk", "4"),
     *("--speculative-num-draft-tokens", "16"),
 )
-
-
-def specvlm(draft: Path, *more: str) -> tuple[str, ...]:
-    """Launch arguments of a SPECVLM server."""
-    algorithm = ("--speculative-algorithm", "SPECVLM")
-    return (*PLAIN, *algorithm, "--speculative-draft-model-path", str(draft), *more)
 
 
 def on_gpu(*arguments: str, name: str, devices: int = 1, capability: int = 8) -> Any:
@@ -126,7 +120,7 @@ def test_answers_are_the_plain_servers_and_the_draft_helps(
     wanted = ask_all(plain, prompts, 4, logprobs=True, top_logprobs=5)
     # The shipped draft's vision tower has one head, which two ranks cannot share.
     draft = demo.target_path() if "--tp-size" in arguments else demo.draft_path()
-    server = serve(demo.target_path(), *specvlm(draft, *arguments))
+    server = serve(demo.target_path(), *PLAIN, *specvlm_arguments(draft), *arguments)
     for retention in (1.0, 0.1):
         options = {"custom_params": {"specvlm": {"retention": retention}}}
         for at_once in (1, 4):
@@ -146,7 +140,7 @@ def test_answers_are_the_plain_servers_and_the_draft_helps(
 def test_a_draft_with_the_targets_weights_that_sees_everything_is_nearly_always_accepted(
     serve: Any, prompts: list[list[dict[str, Any]]]
 ) -> None:
-    launch = specvlm(demo.target_path(), *CHAIN, "--specvlm-retention", "1.0")
+    launch = (*PLAIN, *specvlm_arguments(demo.target_path(), retention=1.0), *CHAIN)
     answers = ask_all(serve(demo.target_path(), *launch), prompts, 4)
     tokens = sum(meta(answer)["completion_tokens"] - 1 for answer in answers)
     rounds = sum(meta(answer)["spec_verify_ct"] for answer in answers)

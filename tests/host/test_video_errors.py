@@ -62,7 +62,7 @@ def test_base64_that_begins_with_a_slash_is_no_path() -> None:
 def test_a_refused_connection_keeps_its_own_error() -> None:
     from requests.exceptions import ConnectionError as Refused
 
-    from tests.support.server import HOST, free_port
+    from specvlm_sglang.tools.server import HOST, free_port
 
     with pytest.raises(Refused):
         common._normalize_video_input(f"http://{HOST}:{free_port()}/clip.mp4")

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from specvlm_sglang.tools.launch import specvlm_arguments
 from tests.support import hf
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
@@ -35,12 +36,7 @@ def launch(draft: Path, *more: str) -> tuple[str, ...]:
     """Launch arguments of a SPECVLM server with this draft."""
     return (
         *FLOAT32,
-        "--speculative-algorithm",
-        "SPECVLM",
-        "--speculative-draft-model-path",
-        str(draft),
-        "--specvlm-policy-file",
-        str(POLICY_FILE),
+        *specvlm_arguments(draft, policy_file=POLICY_FILE),
         "--enable-metrics",
         *more,
     )

@@ -11,12 +11,13 @@ from typing import Any
 import openai
 import pytest
 
+from specvlm_sglang.tools.server import HOST, free_port
 from tests.serving import plain
 from tests.serving.plain import FEW_DECODED_BYTES, FLOAT32, Messages, ask, assert_as_transformers
 from tests.support import clips
 from tests.support.clips import data_url
 from tests.support.messages import user
-from tests.support.server import HOST, Server, free_port
+from tests.support.server import Server
 
 pytestmark = pytest.mark.serving
 

@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from reference.selection import select_in_stages
-from specvlm_sglang.cli import main
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.tools.cli import main
 from tests.serving.specvlm import CHAIN, NEW_TOKENS, OWN_POLICY, launch, meta, report, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server

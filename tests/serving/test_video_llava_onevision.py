@@ -24,6 +24,7 @@ import torch
 
 from reference.selection import select_video_tokens
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.tools.launch import specvlm_arguments
 from tests.serving.specvlm import CHAIN, meta, report, state
 from tests.support import checkpoints, clips, llava_hf, probe
 from tests.support.llava_checkpoints import DRAFT_TOWER, llava_onevision
@@ -114,10 +115,7 @@ def launch(serve: Any, target: Path, draft: Path, folder: Path, *more: str) -> P
         target,
         "--dtype",
         "float32",
-        "--speculative-algorithm",
-        "SPECVLM",
-        "--speculative-draft-model-path",
-        str(draft),
+        *specvlm_arguments(draft),
         *more,
         **environment,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from specvlm_sglang.bench.client import Answer
-from specvlm_sglang.bench.measure import Record
 from specvlm_sglang.phases import PHASES
+from specvlm_sglang.tools.bench.measure import Record
+from specvlm_sglang.tools.client import Answer
 
 
 def answer(

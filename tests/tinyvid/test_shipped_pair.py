@@ -12,7 +12,7 @@ from benchmarks.tinyvid.acceptance import Setting, interval, measure
 from benchmarks.tinyvid.clips import LENGTHS, held_out
 from benchmarks.tinyvid.facts import compare, shares
 from benchmarks.tinyvid.reader import Reader
-from specvlm_sglang.demo import (
+from specvlm_sglang.tools.demo import (
     description,
     draft_path,
     make_clip,

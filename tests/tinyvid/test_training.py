@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks.tinyvid.data import Shape, make_batch
-from benchmarks.tinyvid.enlarge import enlarge, parse_count
 from benchmarks.tinyvid.model import SIZES, new_model
 from benchmarks.tinyvid.muon import orthogonalised
 from benchmarks.tinyvid.train import Trainer, answer_logits
+from specvlm_sglang.tools.demo.enlarge import enlarge, parse_count
 
 
 def _trainer(**changes) -> Trainer:

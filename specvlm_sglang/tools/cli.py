@@ -1,0 +1,92 @@
+"""The ``specvlm`` command: the one place that prints a tool's error and chooses the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from specvlm_sglang.tools.bench.arguments import add_arguments as add_bench_arguments
+from specvlm_sglang.tools.demo.arguments import add_arguments as add_demo_arguments
+from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.visualize.arguments import add_arguments as add_visualize_arguments
+
+STOPPED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``specvlm``; returns the exit status. Nothing that a command started survives it."""
+    options = _parser().parse_args(arguments)
+    # Background shells start programs with SIGINT ignored; a terminated one cleans up too, and so
+    # does one whose terminal is closed.
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.default_int_handler)
+    try:
+        status: int | None = options.run(options)
+        return status or 0
+    except (ToolError, ValueError, OSError) as error:
+        # What the project refuses (ValueError) and the system does (OSError) names itself too.
+        said = Text(f"specvlm {options.command}: {error}", style="red")
+        Console(stderr=True).print(said, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="specvlm", description="Speculative decoding for video LLMs in SGLang."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser("doctor", help="say whether this machine would serve, and why not")
+    doctor.add_argument("--target", help="target model to check with --draft")
+    doctor.add_argument("--draft", help="draft model to check with --target")
+    doctor.set_defaults(run=_doctor, refuse=doctor.error)
+    demo = commands.add_parser("demo", help="a real server answers a question about a video")
+    add_demo_arguments(demo)
+    demo.set_defaults(run=_demo)
+    visualize = commands.add_parser("visualize", help="write a page that shows what the draft kept")
+    add_visualize_arguments(visualize)
+    visualize.set_defaults(run=_visualize)
+    bench = commands.add_parser("bench", help="SPECVLM beside plain decoding, measured in one run")
+    add_bench_arguments(bench)
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+# Each command is imported when it is chosen: torch takes seconds.
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from specvlm_sglang.tools.doctor import examine
+
+    if (options.target is None) != (options.draft is None):
+        options.refuse("--target and --draft go together")
+    return examine(options.target, options.draft)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from specvlm_sglang.tools.demo.run import run
+
+    run(options)
+
+
+def _visualize(options: argparse.Namespace) -> None:
+    from specvlm_sglang.tools.visualize.run import run
+
+    run(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from specvlm_sglang.tools.bench.run import run
+
+    run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""One streamed answer, from a server that speaks SGLang's protocol with canned pieces."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from specvlm_sglang.tools.client import ask
+from specvlm_sglang.tools.errors import ToolError
+
+REPORT = {"video_tokens": 512, "kept_video_tokens": 51, "cold": None}
+
+
+def piece(ids: list[int], **meta: Any) -> dict[str, Any]:
+    info = {"completion_tokens": len(ids), "prompt_tokens": 600, "cached_tokens": 3, **meta}
+    return {"text": "x" * len(ids), "output_ids": ids, "meta_info": info}
+
+
+@contextmanager
+def serving(pieces: list[dict[str, Any]], status: int = 200) -> Iterator[tuple[str, list[Any]]]:
+    """Address of a server that answers everything with ``pieces``, and the bodies it got."""
+    bodies: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.end_headers()
+            for item in pieces:
+                self.wfile.write(f"data: {json.dumps(item)}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *arguments: Any) -> None:
+            """Quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_answer_has_the_last_pieces_tokens_and_report() -> None:
+    stale = {**REPORT, "cold": "before it was prefilled again"}
+    pieces = [
+        piece([1], specvlm=stale),
+        piece([1, 2, 3], specvlm=REPORT),
+        piece([1, 2, 3, 4], specvlm=REPORT, spec_verify_ct=2),
+    ]
+    firsts: list[bool] = []
+    with serving(pieces) as (url, _):
+        answer = ask(url, "p", ["data:"], 8, on_first=lambda: firsts.append(True))
+    assert answer.ids == (1, 2, 3, 4)
+    assert (answer.rounds, answer.decode_tokens) == (2, 3)
+    assert (answer.video_tokens, answer.kept_video_tokens, answer.cold) == (512, 51, None)
+    assert (answer.prompt_tokens, answer.cached_tokens) == (600, 3)
+    assert 0 < answer.first_token_seconds <= answer.seconds
+    assert firsts == [True]
+
+
+def test_plain_decoding_has_one_round_per_token_after_the_first() -> None:
+    with serving([piece([1]), piece([1, 2]), piece([1, 2, 3])]) as (url, _):
+        answer = ask(url, "p", [], 8)
+    assert answer.rounds == 2
+    assert answer.video_tokens is None
+
+
+def test_requests_are_greedy_and_carry_the_options_of_their_configuration() -> None:
+    with serving([piece([1])]) as (url, bodies):
+        ask(url, "p", ["v"], 8)
+        ask(url, "p", ["v"], 8, custom_params={"specvlm": {"retention": 0.5}})
+    assert bodies[0]["sampling_params"] == {"temperature": 0, "max_new_tokens": 8}
+    assert bodies[1]["sampling_params"]["custom_params"] == {"specvlm": {"retention": 0.5}}
+    assert bodies[0]["video_data"] == ["v"]
+
+
+def test_a_refusal_an_error_and_silence_are_said() -> None:
+    with serving([], status=400) as (url, _), pytest.raises(ToolError, match=r"^400: "):
+        ask(url, "p", [], 8)
+    with (
+        serving([{"error": {"message": "too long"}}]) as (url, _),
+        pytest.raises(ToolError, match="too long"),
+    ):
+        ask(url, "p", [], 8)
+    with serving([]) as (url, _), pytest.raises(ToolError, match="sent no token"):
+        ask(url, "p", [], 8)
