@@ -93,8 +93,12 @@ class Server:
         More command line arguments.
     log : Path
         File that receives the server's output; kept.
-    env : mapping of str to str, optional
-        Environment variables on top of the current ones.
+    env : mapping of str to str or None, optional
+        Environment variables on top of the current ones; None: unset.
+    python : path, optional
+        Interpreter that runs the server; default: this one.
+    folder : path, optional
+        Working directory, from which Python imports too; default: this one.
     start_seconds, stop_seconds : float
         Deadlines: until the first health check succeeds (the first start on a GPU compiles
         kernels), and from SIGTERM until the whole group is gone; after the latter it is killed.
@@ -105,7 +109,9 @@ class Server:
         model: Path,
         *args: str,
         log: Path,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        python: Path | None = None,
+        folder: Path | None = None,
         start_seconds: float = 900.0,
         stop_seconds: float = 20.0,
     ) -> None:
@@ -114,7 +120,10 @@ class Server:
         self.log = Path(log)
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
-        self._env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+        given = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._env = {name: value for name, value in given.items() if value is not None}
+        self._python = str(python or sys.executable)
+        self._folder = folder
         self._start_seconds = start_seconds
         self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,7 +145,7 @@ class Server:
     def command(self) -> list[str]:
         """The launch command."""
         fixed = ["--model-path", str(self.model), "--host", HOST, "--port", str(self.port)]
-        return [sys.executable, "-m", "sglang.launch_server", *fixed, *self.args]
+        return [self._python, "-m", "sglang.launch_server", *fixed, *self.args]
 
     @property
     def pid(self) -> int:
@@ -157,6 +166,7 @@ class Server:
             self._process = subprocess.Popen(
                 self.command,
                 env=self._env,
+                cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
