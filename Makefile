@@ -6,10 +6,11 @@ READY := .venv/.ready
 RUN := $(UV) run --frozen --no-sync
 # Two workers keep two cores busy: a server that starts uses one. `make test WORKERS=` does without.
 WORKERS := -n 2 --no-loadscope-reorder
+PYTHONS ?= 3.11 3.12 3.13
 # Two of everything fit a small machine; torch would otherwise start a thread per core and process.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo picture test test-all test-gpu check format coverage bench-kernels clean
+.PHONY: help setup demo picture test test-all test-pythons test-gpu check format coverage bench-kernels clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +44,9 @@ test: $(READY)  ## Every test that runs without a GPU in reasonable time
 test-all: $(READY)  ## The slow tests too
 	$(RUN) pytest $(WORKERS)
 
+test-pythons: $(READY)  ## The quick tests on each Python; PYTHONS="3.12 3.13" chooses
+	PYTEST_ADDOPTS="$(WORKERS)" $(RUN) python -m tests.pythons $(PYTHONS)
+
 test-gpu: $(READY)  ## What needs a GPU; writes gpu-report/ to attach to an issue
 	$(RUN) python -m tests.gpu
 
@@ -62,4 +66,4 @@ bench-kernels: $(READY)  ## Kernel timings (pytest-benchmark)
 	$(RUN) pytest benchmarks/kernels --benchmark-only
 
 clean:  ## Remove the environment and everything built
-	rm -rf .venv $(TOOLS) .cache .coverage demo
+	rm -rf .venv .venvs $(TOOLS) .cache .coverage demo

@@ -83,7 +83,11 @@ class Server:
     port
         Where it listens; None: any free port.
     environment
-        Variables on top of this process's own.
+        Variables on top of this process's own; None unsets one.
+    python
+        Interpreter that runs it; None: this one.
+    folder
+        Working directory, from which Python imports too; None: this one.
     """
 
     def __init__(
@@ -93,14 +97,19 @@ class Server:
         *,
         log: Path,
         port: int | None = None,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
+        python: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         self.arguments = tuple(arguments)
         self.log = log
         self.port = free_port() if port is None else port
         self.url = f"http://{HOST}:{self.port}"
-        self._environment = {**os.environ, **(environment or {})}
+        given = {**os.environ, **(environment or {})}
+        self._environment = {name: value for name, value in given.items() if value is not None}
+        self._python = str(python or sys.executable)
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -119,7 +128,7 @@ class Server:
     def command(self) -> list[str]:
         """The launch command."""
         fixed = ("--model-path", str(self.model), "--host", HOST, "--port", str(self.port))
-        return [sys.executable, "-m", "sglang.launch_server", *fixed, *self.arguments]
+        return [self._python, "-m", "sglang.launch_server", *fixed, *self.arguments]
 
     @property
     def pid(self) -> int:
@@ -133,6 +142,7 @@ class Server:
             self._process = subprocess.Popen(
                 self.command,
                 env=self._environment,
+                cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -53,15 +53,23 @@ class Server(server.Server):
         More command line arguments.
     log : Path
         File that receives the server's output; kept.
-    env : mapping of str to str, optional
-        Environment variables on top of the current ones.
+    env : mapping of str to str or None, optional
+        Environment variables on top of the current ones; None: unset.
+    python, folder : path, optional
+        Interpreter and working directory; default: these.
     """
 
     def __init__(
-        self, model: Path, *args: str, log: Path, env: Mapping[str, str] | None = None
+        self,
+        model: Path,
+        *args: str,
+        log: Path,
+        env: Mapping[str, str | None] | None = None,
+        python: Path | None = None,
+        folder: Path | None = None,
     ) -> None:
-        fixed = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        super().__init__(model, args, log=log, environment={**fixed, **(env or {})})
+        variables = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **(env or {})}
+        super().__init__(model, args, log=log, environment=variables, python=python, folder=folder)
         self._openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def start(self) -> None:
