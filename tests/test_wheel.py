@@ -34,7 +34,7 @@ RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
 MAKE_CLIP = """
 import json, sys
 from pathlib import Path
-from specvlm_sglang import demo
+from specvlm_sglang.tools import demo
 scene = demo.make_clip(Path(sys.argv[1]), 3_000_000_007)
 found = {"target": demo.target_path(), "draft": demo.draft_path()}
 print(json.dumps({"question": demo.description(scene)[0], **{k: str(v) for k, v in found.items()}}))
