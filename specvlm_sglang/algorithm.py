@@ -13,7 +13,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import attention_default, contract, memory_budget
 from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
-from specvlm_sglang.pair import check_pair
+from specvlm_sglang.models.pair import check_pair
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ def register() -> None:
     flags.install(after_parsing=apply_config)
     video.install()
     video_errors.install()
-    from specvlm_sglang.llava_onevision import registration
+    from specvlm_sglang.models.native.llava_onevision import registration
 
     registration.register()
     from specvlm_sglang import algorithm

@@ -15,35 +15,28 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "specvlm_sglang"
 
 MAY_IMPORT = {
-    "plugin": "algorithm config cpu host llava_onevision",
-    "algorithm": "config host pair worker",
-    "pair": "models",
-    "worker": (
-        "config copies detail draft host models observability phases pruning ranks request_options "
-        "scoring"
-    ),
-    "scoring": "pruning",
-    "draft": "copies host models phases pruning ranks",
-    "detail": "pruning",
-    "pruning": "copies models policies request_options",
-    "request_options": "config policies",
-    "observability": "copies",
+    "plugin": "algorithm config cpu host models",
+    "algorithm": "config host models worker",
+    "worker": "config draft host lossless models report request scoring",
+    "request": "config models policies pruning report scoring",
+    "scoring": "copies host policies pruning report",
+    "draft": "config copies host models pruning report",
+    "report": "copies pruning",
+    "pruning": "copies policies",
+    "lossless": "copies",
     "models": "copies host",
-    "llava_onevision": "host",
     "frontend": "host",
     "cpu": "config host",
     "host": "",
-    "config": "policies",
+    "config": "policies pruning",
     "policies": "",
     "copies": "",
-    "phases": "",
-    "ranks": "",
     "__init__": "",
 }
 """Rooms of the package that serve, and what each may import beside itself.
 
-plugin -> worker -> {request options, scoring, pruning, draft} -> models -> host, and small modules
-that everybody may use. `tools` may import all of them; none of them may import `tools`.
+plugin -> worker -> {request, scoring, pruning, draft} -> models -> host, and small modules that
+everybody may use. `tools` may import all of them; none of them may import `tools`.
 """
 
 EXCEPTIONS = {
@@ -51,8 +44,10 @@ EXCEPTIONS = {
     ("host/flags.py", "config"): "hangs our flags into SGLang's parser",
     ("host/frontend_video.py", "frontend"): "decodes what the frontend encoded",
     ("host/memory_budget.py", "config"): "sizes the draft's pool by the settings",
+    ("host/verification.py", "lossless"): "judges nodes where SGLang samples",
+    ("host/response_report.py", "report"): "folds what a response shows where SGLang collects it",
     ("host/request_validation.py", "config"): "a request's options start from the server's",
-    ("host/request_validation.py", "request_options"): "refuses bad options where SGLang does",
+    ("host/request_validation.py", "request"): "refuses bad options where SGLang does",
 }
 """What a file imports against the rules, and why it still does."""
 

@@ -14,7 +14,7 @@ import torch
 
 from specvlm_sglang.host import pixels
 from specvlm_sglang.models import ModelFamily
-from specvlm_sglang.phases import PhaseClock
+from specvlm_sglang.report.phases import PhaseClock
 
 DEFAULT_CACHE_BYTES = 256 << 20
 
@@ -32,6 +32,8 @@ class DraftFeatures:
         Where the model is.
     cache_bytes
         Bytes of features to keep; a larger item is encoded each time.
+    phases
+        Counts the time of the encoder.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class DraftFeatures:
         *,
         device: torch.device | str = "cpu",
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        phases: PhaseClock | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._model = model
         self._family = family
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
-        self.phases: PhaseClock | None = None
+        self._phases = phases
         self.bytes_in_use = 0
         self.hits = 0
         self.misses = 0
@@ -69,7 +72,7 @@ class DraftFeatures:
         self.misses += 1
         if item.feature is None:
             raise ValueError("the item has no pixels, only embeddings of the target")
-        timed = nullcontext() if self.phases is None else self.phases("draft_vision")
+        timed = nullcontext() if self._phases is None else self._phases("draft_vision")
         encode = self._family.encode
         with torch.no_grad(), timed, pixels.on_device(item, self._device, encode):
             features = encode(self._model, item)

@@ -12,7 +12,7 @@ import torch
 from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.models import ModelFamily
-from specvlm_sglang.pruning.prompt import VideoPrompt
+from specvlm_sglang.pruning.layout import VideoLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def split_into_passes(
     return passes
 
 
-def draft_length(prompt: VideoPrompt, filled: int, kept_video_tokens: int) -> int:
+def draft_length(prompt: VideoLayout, filled: int, kept_video_tokens: int) -> int:
     """Tokens of the draft prompt, known before anything is computed.
 
     Parameters
@@ -123,7 +123,7 @@ def draft_length(prompt: VideoPrompt, filled: int, kept_video_tokens: int) -> in
 
 def build_draft_prompt(
     req: Any,
-    prompt: VideoPrompt,
+    prompt: VideoLayout,
     kept_video_indices: torch.Tensor | None,
     newest_token: torch.Tensor,
     *,
@@ -181,7 +181,7 @@ def build_draft_prompt(
 
 
 def _kept_positions(
-    prompt: VideoPrompt,
+    prompt: VideoLayout,
     filled: int,
     kept_video_indices: torch.Tensor | None,
     device: torch.device,

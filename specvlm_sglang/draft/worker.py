@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,16 @@ from sglang.srt.speculative.spec_utils import renorm_draft_probs
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 from sglang.srt.utils.common import fast_topk
 
+from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import DraftPrompt, PromptPart, split_into_passes
 from specvlm_sglang.draft.kv_cache import DraftKVCache
 from specvlm_sglang.host import draft_positions, embedding_override
+from specvlm_sglang.host.ranks import agree
 from specvlm_sglang.models import ModelFamily, family_of
-from specvlm_sglang.phases import PhaseClock
-from specvlm_sglang.ranks import agree
+from specvlm_sglang.report.observer import Observer
+from specvlm_sglang.report.phases import PhaseClock
 
 logger = logging.getLogger(__name__)
 
@@ -43,33 +45,36 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
     """SGLang's standalone draft worker on a private, pruned KV cache."""
 
     kv: DraftKVCache
-    features: DraftFeatures
-    family: ModelFamily
-    phases: PhaseClock
+    """From `alloc_memory_pool` on."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        server_args: Any,
+        gpu_id: int,
+        nccl_port: int,
+        target_worker: Any,
+        *,
+        config: SpecVLMConfig,
+        observer: Observer,
+        phases: PhaseClock,
+    ) -> None:
+        super().__init__(server_args, gpu_id, nccl_port, target_worker)
         embedding_override.install()
-        self.family = family_of(self.draft_runner.model_config.hf_config.architectures)
-        self.features = DraftFeatures(self.draft_runner.model, self.family, device=self.device)
-        self.original_positions = False
-        """Number 1-D positions as the full prompt does (``--specvlm-positions original``)."""
-        self._match_vocabulary()
-        self.draft_kv_tokens: int | None = None
-        self.on_cold: Callable[[int], None] = lambda requests: None
-        """Told how many requests lost their draft KV while running."""
-
-    def time_phases(self, phases: PhaseClock) -> None:
-        """Count the draft's work on this clock."""
+        model, architectures = self.draft_runner.model, self.draft_runner.model_config.hf_config
+        self.family: ModelFamily = family_of(architectures.architectures)
+        self.features = DraftFeatures(model, self.family, device=self.device, phases=phases)
         self.phases = phases
-        self.features.phases = phases
+        self._config = config
+        self._observer = observer
+        self.original_positions = config.positions == "original" and not self.family.mrope
+        """Number 1-D positions as the full prompt does (``--specvlm-positions original``)."""
+        if self.original_positions:
+            draft_positions.number_drafted_tokens_as(model, lambda rows: self.kv.missing(rows))
+        self._match_vocabulary()
 
-    def number_as_full_prompt(self) -> None:
-        """Give the draft's tokens the 1-D positions that they have in the full prompt."""
-        draft_positions.number_drafted_tokens_as(
-            self.draft_runner.model, lambda rows: self.kv.missing(rows)
-        )
-        self.original_positions = True
+    def note_kv(self) -> None:
+        """Tell the metrics how full the draft's KV cache is."""
+        self._observer.draft_kv(self.kv.slots_in_use, self.kv.capacity)
 
     def _match_vocabulary(self) -> None:
         """Draft only tokens that the target has: padded vocabularies differ within a family."""
@@ -87,7 +92,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         self.req_to_token_pool = req_to_token_pool
         self.token_to_kv_pool_allocator = token_to_kv_pool_allocator
         target_tokens = memory_pool_config.max_total_num_tokens
-        tokens = min(self.draft_kv_tokens or target_tokens, target_tokens)
+        tokens = min(self._pool_tokens(target_tokens), target_tokens)
         page = token_to_kv_pool_allocator.page_size
         tokens = max(tokens // page, 2) * page
         self.draft_worker.alloc_memory_pool(
@@ -102,12 +107,28 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             self.draft_runner.token_to_kv_pool_allocator,
             target_capacity=target_tokens,
         )
+        self.kv.on_freed = self.note_kv
         req_to_token_pool.attach_aux_cache(self.kv)
+        logger.info(
+            "SPECVLM: the draft's KV cache has %d tokens, the target's %d",
+            self.kv.capacity,
+            self.kv.dense_capacity,
+        )
         self._branch_headroom = 0
         if page > 1 and self.topk > 1:
             # Each branch of a tree starts on a page of its own.
             pages = -(-(page - 1 + self.speculative_num_steps) // page)
             self._branch_headroom = self.topk * pages * page
+
+    def _pool_tokens(self, target_tokens: int) -> int:
+        if self._config.draft_kv_tokens is not None:
+            return self._config.draft_kv_tokens
+        return self._config.default_draft_kv_tokens(
+            target_tokens,
+            max_running_requests=get_schedule().max_running_requests or 1,
+            reserve=2
+            * max(self.speculative_num_steps * self.topk, self.speculative_num_draft_tokens),
+        )
 
     def prefill(
         self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]], newest_tokens: torch.Tensor
@@ -290,7 +311,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         lengths = [req.kv.kv_allocated_len + self._branch_headroom for req in batch.reqs]
         gone_cold = self.kv.reserve(rows, lengths)
         if gone_cold:
-            self.on_cold(len(gone_cold))
+            self._observer.went_cold(len(gone_cold))
 
     def _draft_extend_for_decode(
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None

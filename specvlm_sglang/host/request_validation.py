@@ -12,7 +12,7 @@ from typing import Any
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
-from specvlm_sglang.request_options import parse_options
+from specvlm_sglang.request import parse_options
 
 NO_HIDDEN_STATES = "verification keeps no hidden states of the tokens that it accepts"
 

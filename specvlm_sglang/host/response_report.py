@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from specvlm_sglang.detail import KEY, ResponseReport
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
+from specvlm_sglang.report.detail import KEY, ResponseReport
 
 _MODULE = "sglang.srt.managers.tokenizer_manager"
 _HELD_AS = "specvlm_report"

@@ -2,7 +2,7 @@
 
 SGLang 0.5.23 judges drafts by ``eagle_sample``. It adds one penalty vector to all nodes of a round,
 counts one emitted token a round, and knows no custom logit processors. Here every node gets the
-logits that plain decoding would have there: `specvlm_sglang.sampling` keeps what was emitted, and
+logits that plain decoding would have there: `specvlm_sglang.lossless` keeps what was emitted, and
 requests with a custom logit processor, which may be any Python code with any state of its own, are
 decoded token by token: the processor sees one row a round, and no draft is accepted.
 """
@@ -18,8 +18,8 @@ import torch
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
-from specvlm_sglang.sampling.emitted import EmittedTokens, LooksBack
-from specvlm_sglang.sampling.penalties import parents_of, paths_of, penalise_nodes
+from specvlm_sglang.lossless.emitted import EmittedTokens, LooksBack
+from specvlm_sglang.lossless.penalties import parents_of, paths_of, penalise_nodes
 
 _emitted: ContextVar[EmittedTokens | None] = ContextVar("specvlm_emitted", default=None)
 

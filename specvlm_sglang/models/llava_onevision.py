@@ -31,7 +31,7 @@ def converted_checkpoint(path: str, hidden_size: int | None) -> str:
 
 
 class LlavaOnevision:
-    """Adapter for ``LlavaOnevisionForConditionalGeneration`` (`specvlm_sglang.llava_onevision`)."""
+    """Adapter for the class in `specvlm_sglang.models.native.llava_onevision`."""
 
     name = "LLaVA-OneVision"
     mrope = False

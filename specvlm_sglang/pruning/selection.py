@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from specvlm_sglang.policies import Policy, check_retention
+from specvlm_sglang.pruning.layout import VideoLayout
 from specvlm_sglang.pruning.registry import find_policy, own_policies
 from specvlm_sglang.pruning.spacing import Grid, ascending, space_over
 
@@ -134,6 +135,44 @@ def select_video_tokens(
     if isinstance(kept, torch.Tensor):
         kept = kept, torch.zeros(kept.shape, dtype=torch.bool, device=scores.device)
     return Selection(*kept, ~usable & chosen.needs_scores)
+
+
+def select_in_layout(
+    scores: torch.Tensor, layout: VideoLayout, policy: Policy, retention: float, top_p: float
+) -> Selection:
+    """Select among the video tokens of a prompt: all its videos as one, or each on its own.
+
+    Parameters
+    ----------
+    scores
+        float32 ``[N]``, on the device where the selection is to be.
+    layout
+        Where the videos are, N tokens in total.
+    policy, retention, top_p
+        The request's.
+
+    Raises
+    ------
+    ValueError
+        A policy that needs a grid, and a video without one.
+    """
+    grids = layout.video_grids if policy.needs_grid else None
+    if grids is not None and None in grids:
+        raise ValueError(f"policy {policy.name!r} needs videos with a regular grid")
+    if grids is not None and len(grids) > 1:
+        # A grid describes one video: each gets a budget of its own.
+        return select_per_video(
+            scores,
+            layout.video_lengths,
+            retention=retention,
+            top_p=top_p,
+            policy=policy.name,
+            grids=grids,
+        )
+    grid = None if grids is None else grids[0]
+    return select_video_tokens(
+        scores, retention=retention, top_p=top_p, policy=policy.name, grid=grid
+    )
 
 
 def select_per_video(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import torch
 
 from specvlm_sglang.pruning.selection import select_video_tokens
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
+
+logger = logging.getLogger(__name__)
 
 LENGTH = 2048
 """More keys than one program of the first pass reads, so that combining parts is compiled too."""
@@ -40,7 +44,31 @@ def layer_arguments(heads: int, dtype: torch.dtype, key_buffer: torch.Tensor) ->
     )
 
 
-def warm_up(heads: int, dtype: torch.dtype, key_buffer: torch.Tensor) -> None:
+def warm_up(runner: Any, ranks: int) -> None:
+    """Score and select once; what goes wrong is logged, and will cost videos their draft.
+
+    Parameters
+    ----------
+    runner
+        SGLang's ``ModelRunner`` of the target, on a GPU.
+    ranks
+        That share its heads.
+    """
+    started = time.perf_counter()
+    pool = runner.token_to_kv_pool
+    try:
+        heads = runner.model_config.num_attention_heads // ranks
+        compile_kernels(heads, runner.dtype, pool.get_key_buffer(pool.start_layer))
+        torch.cuda.synchronize()
+    except Exception as error:
+        # The first video will fail in the same way, and go without a draft.
+        logger.warning("SPECVLM: the scoring kernels do not run here: %s", error)
+    else:
+        seconds = time.perf_counter() - started
+        logger.info("SPECVLM: scoring and selection are compiled, %.1f s", seconds)
+
+
+def compile_kernels(heads: int, dtype: torch.dtype, key_buffer: torch.Tensor) -> None:
     """Score and select once on ``key_buffer``'s device; arguments as of `layer_arguments`."""
     arguments = layer_arguments(heads, dtype, key_buffer)
     accumulate_layer_scores(*arguments)

@@ -237,7 +237,7 @@ def _settings() -> Iterator[Finding]:
 
 
 def _pair(target: str, draft: str) -> Iterator[Finding]:
-    from specvlm_sglang.pair import check_pair
+    from specvlm_sglang.models.pair import check_pair
 
     try:
         check_pair(target, draft)

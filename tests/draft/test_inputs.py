@@ -25,7 +25,7 @@ from specvlm_sglang.draft.inputs import (
 )
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
 from specvlm_sglang.models.text import TextOnly
-from specvlm_sglang.pruning.prompt import prompt_of
+from specvlm_sglang.request import layout_of
 from tests.support import hf
 from tests.support.messages import user
 
@@ -131,7 +131,7 @@ def make(directory: Path, *parts: str | Path, generated: int = 0, joined: bool =
 
 def check(directory: Path, case: Case, kept: list[int] | None) -> None:
     model = hf.load_model(directory)
-    prompt = prompt_of(case.req, 256, Qwen25VL())
+    prompt = layout_of(case.req, 256, Qwen25VL())
     filled = len(case.req.full_untruncated_fill_ids)
     with torch.no_grad():
         found = build_draft_prompt(
@@ -189,7 +189,7 @@ def test_kept_tokens_have_the_embeddings_and_positions_of_the_full_prompt(
     layouts: dict[str, list[str | Path]],
 ) -> None:
     case = make(vl_draft, *layouts[layout], generated=generated)
-    tokens = prompt_of(case.req, 256, Qwen25VL()).video_tokens
+    tokens = layout_of(case.req, 256, Qwen25VL()).video_tokens
     assert tokens > 10
     rng = np.random.default_rng(3)
     kept = sorted(rng.choice(tokens, size=round(share * tokens), replace=False).tolist())
@@ -208,7 +208,7 @@ def test_videos_that_share_one_item_are_told_apart(
     layout: str, vl_draft: Path, layouts: dict[str, list[str | Path]]
 ) -> None:
     case = make(vl_draft, *layouts[layout], joined=True)
-    tokens = prompt_of(case.req, 256, Qwen25VL()).video_tokens
+    tokens = layout_of(case.req, 256, Qwen25VL()).video_tokens
     check(vl_draft, case, list(range(0, tokens, 3)))
 
 
@@ -225,7 +225,7 @@ def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
     with torch.no_grad():
         found = build_draft_prompt(
             req,
-            prompt_of(req, 256, TextOnly()),
+            layout_of(req, 256, TextOnly()),
             None,
             torch.tensor([7], dtype=torch.int32),
             family=TextOnly(),

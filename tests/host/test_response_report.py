@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from specvlm_sglang.detail import DRAFT, TARGET, align_entries
 from specvlm_sglang.host import response_report
+from specvlm_sglang.report.detail import DRAFT, TARGET, align_entries
 from tests.support.hooks import unhooked
 from tests.support.wire import Wire, wire
 

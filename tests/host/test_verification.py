@@ -16,7 +16,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from reference.penalties import Penalties, penalise, penalise_nodes
 from reference.trees import DraftTree
 from specvlm_sglang.host import verification
-from specvlm_sglang.sampling.emitted import EmittedTokens
+from specvlm_sglang.lossless.emitted import EmittedTokens
 from tests.support.draft_trees import DraftedTrees, draft
 
 VOCABULARY = 40

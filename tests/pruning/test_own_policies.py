@@ -18,7 +18,7 @@ from specvlm_sglang.pruning.registry import (
     shipped_policies,
 )
 from specvlm_sglang.pruning.selection import select_per_video, select_video_tokens
-from specvlm_sglang.request_options import RequestOptions, parse_options
+from specvlm_sglang.request import RequestOptions, parse_options
 from tests.support.sync_guard import NoHostSync
 
 POLICIES = tuple(shipped_policies())

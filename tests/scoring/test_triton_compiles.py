@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.kernels.triton_resources import CAPABILITIES, CASES, SELECTION, launches
 from specvlm_sglang.scoring import triton_scores
-from specvlm_sglang.scoring.warm_up import layer_arguments, warm_up
+from specvlm_sglang.scoring.warm_up import compile_kernels, layer_arguments
 from tests.support.sync_guard import NoHostSync
 from tests.support.triton_compiler import Launch, launches_of
 
@@ -112,5 +112,5 @@ def test_the_warm_up_compiles_what_prompts_launch(key_dtype: str) -> None:
 def test_the_warm_up_reads_the_pool_and_changes_nothing() -> None:
     pool = torch.randn(8, 2, 16)
     before = pool.clone()
-    warm_up(4, torch.float32, pool)
+    compile_kernels(4, torch.float32, pool)
     assert torch.equal(pool, before)

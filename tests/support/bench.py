@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specvlm_sglang.phases import PHASES
+from specvlm_sglang.report.phases import PHASES
 from specvlm_sglang.tools.bench.measure import Record
 from specvlm_sglang.tools.client import Answer
 

@@ -95,7 +95,8 @@ def _probed(worker_class: type) -> type:
             draft = self._draft_worker
             forward_parts = draft._forward_parts
             extend = draft._draft_extend_for_decode
-            videos = self.target_family.videos
+            family = self.requests._family
+            videos = family.videos
 
             def checked_videos(item: Any) -> Any:
                 maybe_fail("spans")
@@ -150,17 +151,24 @@ def _probed(worker_class: type) -> type:
                         logits=seen[0].view(len(batch.reqs), width, -1)[row, count - 1].clone(),
                     )
 
-            self.target_family.videos = checked_videos
+            family.videos = checked_videos
             draft._forward_parts = dumped_parts
             draft._draft_extend_for_decode = dumped_extend
+            add_up, mean = self.scorer.add_up, self.scorer.mean
 
-        def _add_scores(self, total: torch.Tensor, req: Any, prompt: Any) -> None:
-            maybe_fail("scores")
-            super()._add_scores(total, req, prompt)
+            def checked_sum(*arguments: Any) -> None:
+                maybe_fail("scores")
+                add_up(*arguments)
 
-        def _mean(self, total: torch.Tensor, req: Any, prompt: Any) -> torch.Tensor:
-            scores = super()._mean(total, req, prompt)
-            write(kind="scores", rid=req.rid, scores=scores.clone())
-            return scores
+            def dumped_mean(*arguments: Any) -> torch.Tensor:
+                scores = mean(*arguments)
+                write(kind="scores", rid=self._scoring, scores=scores.clone())
+                return scores
+
+            self.scorer.add_up, self.scorer.mean = checked_sum, dumped_mean
+
+        def _kept(self, one: Any) -> torch.Tensor:
+            self._scoring = one.req.rid
+            return super()._kept(one)
 
     return ProbedWorker

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from specvlm_sglang.phases import PHASES
+from specvlm_sglang.report.phases import PHASES
 from specvlm_sglang.tools.bench.configurations import PLAIN
 from specvlm_sglang.tools.bench.measure import Record
 from specvlm_sglang.tools.client import Answer

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from specvlm_sglang.detail import DRAFT
 from specvlm_sglang.pruning.registry import shipped_policies
+from specvlm_sglang.report.detail import DRAFT
 from specvlm_sglang.tools.visualize.frames import Frame
 
 
@@ -23,7 +23,7 @@ def split_rounds(tokens: Sequence[str], origins: Sequence[str]) -> list[dict[str
         Text of each token of the answer.
     origins
         Who wrote each of them: the report's ``detail["origins"]``
-        (`specvlm_sglang.detail.ResponseReport`).
+        (`specvlm_sglang.report.detail.ResponseReport`).
 
     Returns
     -------
@@ -69,7 +69,7 @@ def render(
     question
         What was asked.
     detail
-        The report's ``detail`` (`specvlm_sglang.detail`), of one video with a grid.
+        The report's ``detail`` (`specvlm_sglang.report.detail`), of one video with a grid.
     tokens
         Text of each token of the answer.
     frames

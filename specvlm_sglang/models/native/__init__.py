@@ -1,0 +1,1 @@
+"""Model classes and processors that SGLang lacks, one folder a family."""

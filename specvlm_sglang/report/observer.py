@@ -1,0 +1,212 @@
+"""What a user can see of SpecVLM: response fields, server totals, Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from specvlm_sglang.copies import LateFlag
+
+NO_ATTENTION = "the scores hold no attention to the video"
+"""Why another policy was used although scores were taken."""
+POOL_FULL = "the draft's KV cache is full"
+"""Why a request is cold that the draft's pool could not take."""
+
+CUSTOM_PROCESSOR = "custom_logit_processor is applied token by token"
+"""Why a request is cold whose logits any Python code may change."""
+NO_ANSWER = "no token was asked for"
+"""Why nothing is drafted for a request that only wants its prompt computed."""
+
+
+@dataclass
+class RequestReport:
+    """What SpecVLM did for one request; ``meta_info["specvlm"]`` of its response.
+
+    Attributes
+    ----------
+    video_tokens, kept_video_tokens
+        N and K.
+    policy
+        The pruning policy.
+    cold
+        Why the request has no draft, or None.
+    fallback
+        Why another policy was used than the one asked for, or None.
+    scoring_seconds
+        Wall time of the scores (on a GPU: of their launch).
+    detail
+        What `specvlm_sglang.report.detail` collects for a request that asks for it, or None.
+    late_fallback
+        Whether there will be a ``fallback``, where the device has yet to say; not shown.
+    """
+
+    video_tokens: int
+    kept_video_tokens: int
+    policy: str
+    cold: str | None = None
+    fallback: str | None = None
+    scoring_seconds: float = 0.0
+    detail: dict[str, Any] | None = None
+    late_fallback: LateFlag | None = field(default=None, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready values, ``detail`` only where there is one."""
+        hidden = {"late_fallback"} | ({"detail"} if self.detail is None else set())
+        names = [entry.name for entry in fields(self) if entry.name not in hidden]
+        return {name: getattr(self, name) for name in names}
+
+
+class LateReport(dict[str, Any]):
+    """A shown report whose ``fallback`` is filled in when SGLang copies it.
+
+    SGLang copies what belongs to a request out of the pass's results after waiting for the pass to
+    end; by then the flag is on the host, and reading it holds nobody up.
+
+    Parameters
+    ----------
+    values
+        From `RequestReport.as_dict`.
+    flag
+        Whether the scores were of no use.
+    on_fallback
+        Called if so.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], flag: LateFlag, on_fallback: Callable[[], None]
+    ) -> None:
+        super().__init__(values)
+        self._flag = flag
+        self._on_fallback = on_fallback
+
+    def copy(self) -> dict[str, Any]:
+        """The complete report, a plain dict."""
+        values = dict(self)
+        if self._flag.value():
+            values["fallback"] = NO_ATTENTION
+            self._on_fallback()
+        return values
+
+
+@dataclass
+class Totals:
+    """Counts since the server started, of this scheduler process.
+
+    Attributes
+    ----------
+    requests, video_requests
+        Prompts completed, and those with a video.
+    video_tokens, kept_video_tokens
+        Sums of N and K.
+    cold_at_prefill, went_cold
+        Requests that never had a draft, and that lost it while running.
+    score_fallbacks
+        Requests whose policy fell back to uniform spacing.
+    """
+
+    requests: int = 0
+    video_requests: int = 0
+    video_tokens: int = 0
+    kept_video_tokens: int = 0
+    cold_at_prefill: int = 0
+    went_cold: int = 0
+    score_fallbacks: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts by name."""
+        return asdict(self)
+
+
+class Observer:
+    """Counts what happens; with metrics enabled also for Prometheus, under ``specvlm_``.
+
+    Parameters
+    ----------
+    prometheus
+        Whether SGLang serves ``/metrics`` (``--enable-metrics``). It aggregates the metrics of
+        all its processes, so they are simply created here.
+    """
+
+    def __init__(self, *, prometheus: bool) -> None:
+        self.totals = Totals()
+        self._metrics = _PrometheusMetrics() if prometheus else None
+
+    def finished_prefill(self, report: RequestReport) -> None:
+        """Count one completed prompt."""
+        totals = self.totals
+        totals.requests += 1
+        totals.video_requests += report.video_tokens > 0
+        totals.video_tokens += report.video_tokens
+        totals.kept_video_tokens += report.kept_video_tokens
+        totals.cold_at_prefill += report.cold is not None
+        if report.fallback is not None:
+            self.fell_back()
+        if self._metrics is not None:
+            self._metrics.finished_prefill(report)
+
+    def fell_back(self) -> None:
+        """Count a request whose scores were of no use."""
+        self.totals.score_fallbacks += 1
+        if self._metrics is not None:
+            self._metrics.fallbacks.inc()
+
+    def went_cold(self, requests: int) -> None:
+        """Count requests that lost their draft while running."""
+        self.totals.went_cold += requests
+        if self._metrics is not None:
+            self._metrics.cold.labels(when="running").inc(requests)
+
+    def draft_kv(self, in_use: int, capacity: int) -> None:
+        """Note how full the draft's KV cache is."""
+        if self._metrics is not None:
+            self._metrics.kv_in_use.set(in_use)
+            self._metrics.kv_capacity.set(capacity)
+
+
+class _PrometheusMetrics:
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.requests = Counter(
+            "specvlm_requests_total", "Prompts completed, by pruning policy.", ["policy"]
+        )
+        self.video_tokens = Counter(
+            "specvlm_video_tokens_total", "Video tokens of the prompts completed."
+        )
+        self.kept = Counter(
+            "specvlm_kept_video_tokens_total", "Video tokens that the draft was prefilled with."
+        )
+        self.cold = Counter(
+            "specvlm_cold_requests_total",
+            "Requests decoded without a draft: from their prefill, or from some point on.",
+            ["when"],
+        )
+        self.fallbacks = Counter(
+            "specvlm_score_fallbacks_total",
+            "Requests pruned uniformly because no scores could be taken.",
+        )
+        self.scoring = Histogram(
+            "specvlm_scoring_seconds",
+            "Wall time of scoring one video.",
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        )
+        self.kv_in_use = Gauge(
+            "specvlm_draft_kv_tokens_in_use",
+            "Slots of the draft's KV cache in use.",
+            multiprocess_mode="mostrecent",
+        )
+        self.kv_capacity = Gauge(
+            "specvlm_draft_kv_tokens",
+            "Slots of the draft's KV cache.",
+            multiprocess_mode="mostrecent",
+        )
+
+    def finished_prefill(self, report: RequestReport) -> None:
+        self.requests.labels(policy=report.policy).inc()
+        self.video_tokens.inc(report.video_tokens)
+        self.kept.inc(report.kept_video_tokens)
+        if report.cold is not None:
+            self.cold.labels(when="prefill").inc()
+        if report.scoring_seconds > 0:
+            self.scoring.observe(report.scoring_seconds)

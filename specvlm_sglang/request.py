@@ -1,0 +1,275 @@
+"""What SPECVLM knows of one request: one object, on SGLang's ``Req`` as ``specvlm``.
+
+A request's own options come as ``custom_params={"specvlm": {"retention": 0.25, ...}}``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.models import ModelFamily
+from specvlm_sglang.policies import Policy, check_retention, check_share
+from specvlm_sglang.pruning.layout import VideoLayout, find_video, unpruned
+from specvlm_sglang.pruning.registry import check_policy, find_policy
+from specvlm_sglang.pruning.selection import kept_tokens
+from specvlm_sglang.report.detail import note_rounds, start_detail
+from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER, RequestReport
+from specvlm_sglang.scoring.capture import CapturedRows
+
+logger = logging.getLogger(__name__)
+
+_FIELDS = ("retention", "policy", "top_p")
+"""Those with a default among the server's settings."""
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """Retention, policy and Stage I's share of one request, validated.
+
+    Attributes
+    ----------
+    retention
+        Share of the video tokens that the draft KEEPS, in (0, 1].
+    policy
+        One of `specvlm_sglang.pruning.registry.policy_names`.
+    top_p
+        Share of the video's attention mass that Stage I retains, in [0, 1].
+    detail
+        Whether the response has scores, kept tokens and verify rounds
+        (`specvlm_sglang.report.detail`).
+    """
+
+    retention: float
+    policy: str
+    top_p: float
+    detail: bool = False
+
+    def __post_init__(self) -> None:
+        check_retention(self.retention, "retention")
+        check_policy(self.policy, "policy")
+        check_share(self.top_p, "top_p")
+        if not isinstance(self.detail, bool):
+            raise ValueError(f"detail={self.detail!r} must be true or false")
+
+    @property
+    def chosen(self) -> Policy:
+        """The policy of that name."""
+        return find_policy(self.policy)
+
+
+def parse_options(custom_params: Any, config: SpecVLMConfig) -> RequestOptions:
+    """Return the options that a request's ``custom_params`` ask for.
+
+    Raises
+    ------
+    ValueError
+        Something else than an object with ``retention``, ``policy``, ``top_p`` and ``detail``, or
+        a value out of range.
+    """
+    given = (custom_params or {}).get("specvlm") if isinstance(custom_params, dict) else None
+    if given is None:
+        return RequestOptions(config.retention, config.policy, config.top_p)
+    if not isinstance(given, dict):
+        raise ValueError(f"custom_params.specvlm={given!r} must be an object")
+    known = (*_FIELDS, "detail")
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(
+            f"custom_params.specvlm has no field {unknown[0]!r}; it takes {', '.join(known)}"
+        )
+    chosen = {name: given.get(name, getattr(config, name)) for name in _FIELDS}
+    return RequestOptions(**chosen, detail=given.get("detail", False))
+
+
+@dataclass(eq=False)
+class RequestState:
+    """One request as SPECVLM sees it, from its first prefix match to its end.
+
+    Attributes
+    ----------
+    options
+        Parsed once.
+    layout
+        Where the prompt's video is, and which rows ask about it.
+    kept_video_tokens
+        K, known before anything is computed.
+    refusal
+        Why the request gets no draft, or None.
+    rows
+        Query rows captured so far; empty before the first and after they were scored.
+    report
+        What will be shown of the prefill that is complete, or None.
+    notes_rounds
+        Whether each verify round notes who wrote its tokens.
+    """
+
+    options: RequestOptions
+    layout: VideoLayout
+    kept_video_tokens: int
+    refusal: str | None = None
+    rows: CapturedRows = field(default_factory=CapturedRows)
+    report: RequestReport | None = None
+    notes_rounds: bool = False
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the draft sees less than the whole video."""
+        return self.kept_video_tokens < self.layout.video_tokens
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the target's attention decides what the draft sees."""
+        return self.prunes and self.refusal is None and self.options.chosen.needs_scores
+
+    def rows_to_capture(self, start: int, stop: int) -> range:
+        """Query rows that a forward pass over positions ``start`` to ``stop`` shall keep.
+
+        A pass that begins with the first of them begins anew: after a retraction, or where the
+        radix cache gave less than before, older rows are of no use.
+        """
+        wanted = self.layout.query_rows_within(start, stop)
+        if not wanted or not self.needs_scores:
+            return range(0)
+        if wanted.start == self.layout.query_start:
+            self.rows = CapturedRows()
+        return wanted
+
+    def begin_rows_at(self, start: int) -> None:
+        """Score with rows from ``start`` on: those before it are computed, and stay so."""
+        if start > self.layout.query_start:
+            stop = self.layout.query_stop
+            self.layout = replace(self.layout, query_start=min(start, stop))
+
+    def prefilled(self) -> RequestReport:
+        """The target's prefill is complete: begin a report."""
+        layout = self.layout
+        self.report = RequestReport(
+            layout.video_tokens, self.kept_video_tokens, self.options.policy
+        )
+        if self.options.detail:
+            self.report.detail = start_detail(layout)
+        return self.report
+
+    def forget_rows(self) -> None:
+        """The rows were scored, or never will be."""
+        self.rows = CapturedRows()
+
+
+@dataclass(frozen=True, eq=False)
+class Complete:
+    """A request of a batch whose prompt is complete.
+
+    Attributes
+    ----------
+    index
+        Its place in the batch.
+    req
+        SGLang's ``Req``.
+    state
+        Ours.
+    """
+
+    index: int
+    req: Any
+    state: RequestState
+
+    @property
+    def row(self) -> int:
+        """Its row of the target's request table, ``req_pool_idx``."""
+        return int(self.req.kv.req_pool_idx)
+
+    @property
+    def report(self) -> RequestReport:
+        """What will be shown of this prefill."""
+        assert self.state.report is not None
+        return self.state.report
+
+    def newest(self, output: Any) -> torch.Tensor:
+        """What the target sampled, ``[1]`` of the prefill's ``next_token_ids``."""
+        found: torch.Tensor = output.next_token_ids[self.index : self.index + 1]
+        return found
+
+
+class Requests:
+    """Finds the `RequestState` of SGLang's requests; nothing else writes it to them.
+
+    Parameters
+    ----------
+    config
+        The server's settings.
+    family
+        The target's.
+    """
+
+    def __init__(self, config: SpecVLMConfig, family: ModelFamily) -> None:
+        self._config = config
+        self._family = family
+
+    def of(self, req: Any) -> RequestState:
+        """Return the state of SGLang's ``Req``, built at its first use."""
+        state: RequestState | None = getattr(req, "specvlm", None)
+        if state is None or state.layout.length != len(req.origin_input_ids):
+            state = req.specvlm = self._read(req)
+        return state
+
+    def complete(self, reqs: Sequence[Any]) -> list[Complete]:
+        """Requests of a batch whose prompt is complete now, and that want an answer."""
+        found = []
+        for index, req in enumerate(reqs):
+            if req.is_prefill_only or req.extend_end != len(req.full_untruncated_fill_ids):
+                continue
+            state = self.of(req)
+            state.prefilled()
+            if state.options.detail and not state.notes_rounds:
+                state.notes_rounds = True
+                note_rounds(req)
+            found.append(Complete(index, req, state))
+        return found
+
+    def _read(self, req: Any) -> RequestState:
+        options, refusal = self._options(req), None
+        if req.is_prefill_only:
+            refusal = NO_ANSWER
+        elif req.custom_logit_processor is not None:
+            refusal = CUSTOM_PROCESSOR
+        try:
+            layout = layout_of(req, self._config.max_query_rows, self._family)
+        except ValueError as error:
+            # A processor's mistake must not stop the scheduler; the target answers as always.
+            logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
+            layout, refusal = unpruned(len(req.origin_input_ids)), str(error)
+        kept = kept_tokens(layout.video_lengths, options.chosen, options.retention)
+        return RequestState(options, layout, kept, refusal)
+
+    def _options(self, req: Any) -> RequestOptions:
+        """They were validated when the request came; one that slips through gets the server's."""
+        try:
+            return parse_options(req.sampling_params.custom_params, self._config)
+        except ValueError as error:
+            logger.warning("SPECVLM: request %s: %s; the defaults are used", req.rid, error)
+            return parse_options(None, self._config)
+
+
+def layout_of(req: Any, max_query_rows: int, family: ModelFamily) -> VideoLayout:
+    """Return where the video of SGLang's ``Req`` is.
+
+    Raises
+    ------
+    ValueError
+        Spans that do not fit the prompt.
+    """
+    items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
+    videos = [video for item in items if item.is_video() for video in family.videos(item)]
+    return find_video(
+        len(req.origin_input_ids),
+        [list(video.spans) for video in videos],
+        max_query_rows,
+        [video.grid for video in videos],
+        max(videos, key=lambda video: video.spans[-1]).trailing if videos else 0,
+    )

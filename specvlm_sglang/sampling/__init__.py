@@ -1,5 +1,0 @@
-"""What a request's sampling parameters mean at every node of a draft tree.
-
-`penalties` judges nodes by what their ancestors emit, `emitted` keeps what each request row has
-emitted, on the device.
-"""

@@ -1,0 +1,104 @@
+"""Which video tokens a request's draft keeps: scored, selected, and the same on every rank."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from sglang.srt.runtime_context import get_parallel
+
+from specvlm_sglang.copies import LateFlag
+from specvlm_sglang.host.ranks import agree
+from specvlm_sglang.policies import Policy
+from specvlm_sglang.pruning.layout import VideoLayout
+from specvlm_sglang.pruning.selection import Selection, select_in_layout
+from specvlm_sglang.report.detail import add_selection
+from specvlm_sglang.report.observer import RequestReport
+from specvlm_sglang.report.phases import PhaseClock
+from specvlm_sglang.scoring.capture import CapturedRows
+from specvlm_sglang.scoring.scorer import Scorer
+
+
+class Chooser:
+    """Scores a video where its policy asks for it, and selects.
+
+    Parameters
+    ----------
+    scorer
+        Of the target.
+    phases
+        Counts the time of both.
+    device
+        Where the selection is to be.
+    """
+
+    def __init__(self, scorer: Scorer, phases: PhaseClock, device: torch.device | str) -> None:
+        self._scorer = scorer
+        self._phases = phases
+        self._device = device
+
+    def choose(
+        self,
+        row: int,
+        layout: VideoLayout,
+        rows: CapturedRows,
+        report: RequestReport,
+        *,
+        policy: Policy,
+        retention: float,
+        top_p: float,
+    ) -> torch.Tensor:
+        """Return the indices of the kept video tokens, int64 ``[K]`` on the device.
+
+        Whatever fails on one rank fails on all: they meet here in the same collectives.
+
+        Parameters
+        ----------
+        row
+            The request's ``req_pool_idx``.
+        layout, rows
+            Its prompt's, and what was captured of it.
+        report
+            Told how it went.
+        policy, retention, top_p
+            The request's.
+        """
+        is_scored = policy.needs_scores and layout.query_rows > 0
+        if policy.needs_scores and not is_scored:
+            report.fallback = "no text after the video"
+        scores = torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
+        selection, failure = None, None
+        if is_scored:
+            started = time.perf_counter()
+            with self._phases("scoring"):
+                try:
+                    self._scorer.add_up(scores, rows, row, layout)
+                except Exception as error:
+                    failure = error
+                scores = self._scorer.mean(scores, rows, layout)
+            report.scoring_seconds = time.perf_counter() - started
+        with self._phases("selection"):
+            try:
+                selection = select_in_layout(scores, layout, policy, retention, top_p)
+            except Exception as error:
+                failure = failure or error
+        selection = _agreed(selection, failure)
+        if report.fallback is None:
+            report.late_fallback = LateFlag(selection.fallback)
+        if report.detail is not None:
+            add_selection(report.detail, scores if is_scored else None, selection)
+        return selection.indices
+
+
+def _agreed(selection: Selection | None, failure: Exception | None) -> Selection:
+    """One selection on all ranks, or an error on all of them."""
+    parallel = get_parallel()
+    if parallel.tp_size > 1:
+        failure = agree(parallel.tp_group, failure)
+    if failure is not None:
+        raise failure
+    assert selection is not None
+    if parallel.tp_size > 1:
+        # Scores may differ in their last bit between ranks; the draft's shards must not part.
+        parallel.tp_group.broadcast(selection.indices, src=0)
+    return selection

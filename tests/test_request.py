@@ -1,0 +1,259 @@
+"""One request: what ``custom_params`` may hold, and what is known of it from start to end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.host import request_validation
+from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
+from specvlm_sglang.pruning.registry import shipped_policies
+from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER
+from specvlm_sglang.request import RequestOptions, Requests, layout_of, parse_options
+from tests.support.hooks import unhooked
+
+POLICIES = tuple(shipped_policies())
+
+SERVER = SpecVLMConfig(retention=0.3, policy="uniform")
+BAD = [
+    ([1], r"custom_params\.specvlm=\[1\] must be an object"),
+    ("0.5", r"custom_params\.specvlm='0\.5' must be an object"),
+    ({"retension": 0.5}, "no field 'retension'; it takes retention, policy, top_p, detail"),
+    ({"retention": 0}, r"retention=0 must be a number in \(0, 1\]"),
+    ({"retention": 1.5}, r"retention=1\.5"),
+    ({"retention": "0.5"}, r"retention='0\.5'"),
+    ({"retention": True}, "retention=True"),
+    ({"retention": None}, "retention=None"),
+    ({"retention": float("nan")}, "retention=nan"),
+    ({"top_p": 1.5}, r"top_p=1\.5 must be a number in \[0, 1\]"),
+    ({"top_p": -0.1}, r"top_p=-0\.1"),
+    ({"top_p": True}, "top_p=True"),
+    ({"detail": 1}, "detail=1 must be true or false"),
+    ({"detail": "yes"}, "detail='yes'"),
+    ({"detail": None}, "detail=None"),
+    ({"policy": "best"}, "policy='best' must be one of specvlm"),
+    ({"policy": None}, "policy=None"),
+    ({"policy": ["specvlm"]}, r"policy=\['specvlm'\]"),
+]
+
+
+@pytest.fixture
+def validation() -> Iterator[None]:
+    with unhooked(("sglang.srt.sampling.sampling_params", "SamplingParams.verify")):
+        request_validation.install()
+        yield
+
+
+@pytest.mark.parametrize("custom", [None, {}, {"other": 1}, {"specvlm": None}, [1], "text"])
+def test_a_request_without_options_gets_the_servers(custom: Any) -> None:
+    assert parse_options(custom, SERVER) == RequestOptions(0.3, "uniform", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"retention": 0.25}, (0.25, "uniform", SERVER.top_p)),
+        ({"retention": 1}, (1, "uniform", SERVER.top_p)),
+        ({"policy": "none"}, (0.3, "none", SERVER.top_p)),
+        ({"retention": 0.01, "policy": "specvlm-grid"}, (0.01, "specvlm-grid", SERVER.top_p)),
+        ({"top_p": 0}, (0.3, "uniform", 0)),
+        ({}, (0.3, "uniform", SERVER.top_p)),
+    ],
+)
+def test_what_a_request_gives_overrides_the_servers_settings(
+    given: dict[str, Any], expected: tuple[float, str, float]
+) -> None:
+    options = parse_options({"specvlm": given}, SERVER)
+    assert (options.retention, options.policy, options.top_p) == expected
+
+
+@pytest.mark.parametrize(("given", "message"), BAD)
+def test_bad_options_are_refused_with_their_name_and_value(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_options({"specvlm": given}, SERVER)
+
+
+def test_only_scored_policies_read_scores_and_only_spaced_ones_need_a_grid() -> None:
+    options = {policy: RequestOptions(0.5, policy, 0.2) for policy in POLICIES}
+    scored = {policy for policy, option in options.items() if option.chosen.needs_scores}
+    gridded = {policy for policy, option in options.items() if option.chosen.needs_grid}
+    assert scored == {"specvlm", "specvlm-grid", "attention"}
+    assert gridded == {"specvlm-grid", "uniform-grid", "frames"}
+
+
+@pytest.mark.usefixtures("validation")
+@pytest.mark.parametrize(("given", "message"), BAD)
+def test_sglang_refuses_the_request_where_it_checks_sampling_parameters(
+    given: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(custom_params={"specvlm": given}).verify(vocab_size=100)
+
+
+@pytest.mark.usefixtures("validation")
+def test_sglangs_own_checks_stay_in_place() -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        SamplingParams(temperature=-1.0, custom_params={"specvlm": {}}).verify(vocab_size=100)
+    SamplingParams(custom_params={"specvlm": {"retention": 0.5}}).verify(vocab_size=100)
+    SamplingParams().verify(vocab_size=100)
+
+
+def request(custom_params: Any = None, **fields: Any) -> SimpleNamespace:
+    """SGLang's ``Req`` as far as we read it, of a prompt of text."""
+    return SimpleNamespace(
+        **{
+            "rid": "a",
+            "sampling_params": SamplingParams(custom_params=custom_params),
+            "origin_input_ids": [0] * 24,
+            "full_untruncated_fill_ids": [0] * 24,
+            "extend_end": 24,
+            "multimodal_inputs": None,
+            "custom_logit_processor": None,
+            "is_prefill_only": False,
+            **fields,
+        }
+    )
+
+
+def with_video(first: int, last: int, **fields: Any) -> SimpleNamespace:
+    video = MultimodalDataItem(modality=Modality.VIDEO, offsets=[(first, last)])
+    video.video_grid_thw = torch.tensor([[1, 4, 2 * (last - first + 1) // 2]])
+    return request(multimodal_inputs=MultimodalInputs(mm_items=[video]), **fields)
+
+
+@pytest.fixture
+def requests() -> Requests:
+    return Requests(replace(SERVER, policy="specvlm"), Qwen25VL(spatial_merge=2))
+
+
+def test_a_request_is_read_once_until_its_prompt_changes(requests: Requests) -> None:
+    req = request({"specvlm": {"retention": 0.5}})
+    first = requests.of(req)
+    assert first.options.retention == 0.5
+    req.sampling_params.custom_params = None
+    assert requests.of(req) is first
+    # As in a session: the next turn's request continues the prompt.
+    req.origin_input_ids = [0] * 30
+    assert requests.of(req).layout.length == 30
+
+
+def test_options_that_slipped_through_give_way_to_the_servers(
+    requests: Requests, caplog: pytest.LogCaptureFixture
+) -> None:
+    req = request({"specvlm": {"policy": "x"}}, rid="slipped")
+    with caplog.at_level(logging.WARNING):
+        assert requests.of(req).options == RequestOptions(0.3, "specvlm", 0.2)
+        requests.of(req)
+    (warning,) = caplog.messages
+    assert "slipped" in warning
+    assert "policy='x'" in warning
+
+
+def test_k_and_whether_scores_are_read_follow_from_lengths_and_options(requests: Requests) -> None:
+    state = requests.of(with_video(2, 11))
+    assert (state.layout.video_tokens, state.kept_video_tokens) == (10, 3)
+    assert state.prunes
+    assert state.needs_scores
+    assert not requests.of(request()).needs_scores
+    whole = SamplingParams(custom_params={"specvlm": {"retention": 1.0}})
+    assert not requests.of(with_video(2, 11, sampling_params=whole)).prunes
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"custom_logit_processor": "{}"}, CUSTOM_PROCESSOR),
+        ({"is_prefill_only": True}, NO_ANSWER),
+    ],
+)
+def test_a_request_that_gets_no_draft_reads_no_scores(
+    requests: Requests, fields: dict[str, Any], why: str
+) -> None:
+    state = requests.of(with_video(2, 11, **fields))
+    assert state.refusal == why
+    assert not state.needs_scores
+    assert not state.rows_to_capture(0, 24)
+
+
+def test_spans_that_do_not_fit_cost_the_request_its_draft_only(
+    requests: Requests, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = requests.of(with_video(20, 29))
+    assert "must ascend within the 24 prompt tokens" in (state.refusal or "")
+    assert state.layout.video_tokens == 0
+    assert len(caplog.messages) == 1
+
+
+def test_rows_are_captured_chunk_by_chunk_and_anew_after_a_retraction(requests: Requests) -> None:
+    state = requests.of(with_video(2, 11))
+    assert (state.layout.query_start, state.layout.query_stop) == (12, 24)
+    assert not state.rows_to_capture(0, 8)
+    assert state.rows_to_capture(8, 16) == range(12, 16)
+    begun = state.rows
+    assert state.rows_to_capture(16, 24) == range(16, 24)
+    assert state.rows is begun
+    assert state.rows_to_capture(12, 24) == range(12, 24)
+    assert state.rows is not begun
+    state.begin_rows_at(20)
+    assert state.rows_to_capture(16, 24) == range(20, 24)
+    state.begin_rows_at(3)
+    assert state.layout.query_start == 20, "rows before that are computed"
+
+
+def test_only_completed_prompts_that_want_an_answer_are_reported(requests: Requests) -> None:
+    counted: list[int] = []
+    reqs = [
+        request(extend_end=12),
+        with_video(2, 11, is_prefill_only=True),
+        with_video(2, 11),
+        request({"specvlm": {"detail": True}}, update_spec_correct_drafts_histogram=counted.append),
+    ]
+    complete = requests.complete(reqs)
+    assert [one.index for one in complete] == [2, 3]
+    assert [one.report.video_tokens for one in complete] == [10, 0]
+    assert complete[0].report.detail is None
+    assert complete[1].report.detail is not None
+    noting = reqs[3].update_spec_correct_drafts_histogram
+    assert noting != counted.append
+    requests.complete(reqs)
+    assert reqs[3].update_spec_correct_drafts_histogram is noting, "noted once"
+
+
+def test_detail_is_given_only_to_a_request_that_asks_for_it() -> None:
+    assert not parse_options(None, SERVER).detail
+    assert not parse_options({"specvlm": {"retention": 0.5}}, SERVER).detail
+    assert parse_options({"specvlm": {"detail": True}}, SERVER).detail
+
+
+def item(modality: Modality, spans: list[tuple[int, int]]) -> MultimodalDataItem:
+    return MultimodalDataItem(modality=modality, feature=torch.zeros(1), offsets=spans)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_request_is_read_from_what_sglangs_processor_left_on_it(together: bool) -> None:
+    spans = [(2, 9), (12, 17)]
+    grids = torch.tensor([[2, 4, 4], [1, 4, 6]])
+    groups = [(spans, grids)] if together else [([span], grids[i : i + 1]) for i, span in
+                                                reversed(list(enumerate(spans)))]  # fmt: skip
+    items = [item(Modality.IMAGE, [(19, 20)])]
+    for offsets, grid_thw in groups:
+        video = item(Modality.VIDEO, offsets)
+        video.video_grid_thw = grid_thw
+        items.append(video)
+    req = SimpleNamespace(
+        origin_input_ids=[0] * 24, multimodal_inputs=MultimodalInputs(mm_items=items)
+    )
+    prompt = layout_of(req, 3, Qwen25VL(spatial_merge=2))
+    assert prompt.video_positions.tolist() == [*range(2, 10), *range(12, 18)]
+    assert prompt.video_lengths == (8, 6)
+    assert prompt.video_grids == ((2, 2, 2), (1, 2, 3))
+    assert (prompt.query_start, prompt.query_stop) == (21, 24)
