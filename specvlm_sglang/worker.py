@@ -14,12 +14,13 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream, spec_stage_span
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
+from specvlm_sglang.audit.auditor import Auditor
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.copies import LateFlag, to_device
 from specvlm_sglang.detail import add_selection, start_detail
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import min_p, scheduler_hooks
+from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks
 from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.observability import POOL_FULL, LateReport, Observer, RequestReport
 from specvlm_sglang.phases import PhaseClock
@@ -73,6 +74,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.capture = QueryCapture()
         scheduler_hooks.install(self)
         min_p.install()
+        self.auditor: Auditor | None = None
+        if self.config.audit > 0:
+            self.auditor = Auditor(self.config.audit, self.observer)
+            audit_hooks.install(self.auditor)
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
 
     def alloc_memory_pool(
@@ -165,6 +170,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.capture.skipped_layers),
             "phases": self.phases.as_dict(),
+            "audit": None if self.auditor is None else self.auditor.state(),
         }
 
     def verify(self, batch: Any, pp_proxy_tensors: Any = None, grammar_barrier: Any = None) -> Any:
