@@ -48,6 +48,9 @@ class SpecVLMConfig:
         How a draft with one-dimensional positions numbers its pruned prompt: ``contiguous`` from 0
         (the paper's authors), or ``original``, as in the full prompt. None is contiguous for
         these; families with M-RoPE always keep the original ids.
+    audit
+        Share of the finished greedy requests, in [0, 1], that an idle server decodes again without
+        a draft and compares.
     """
 
     retention: float = 0.1
@@ -58,6 +61,7 @@ class SpecVLMConfig:
     draft_kv_tokens: int | None = None
     exact_vision: bool = False
     positions: str | None = None
+    audit: float = 0.0
 
     def __post_init__(self) -> None:
         from specvlm_sglang.policies import check_retention
@@ -79,6 +83,8 @@ class SpecVLMConfig:
             raise ValueError(
                 f"{_flag('positions')}={self.positions!r} must be one of {', '.join(POSITIONS)}"
             )
+        if not 0 <= self.audit <= 1:
+            raise ValueError(f"{_flag('audit')}={self.audit} must lie in [0, 1]")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> SpecVLMConfig:
@@ -173,6 +179,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "draft_kv_tokens": _integer,
     "exact_vision": _switch,
     "positions": str,
+    "audit": _number,
 }
 
 
@@ -229,6 +236,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=POSITIONS,
         help="How a draft with one-dimensional positions (LLaVA-OneVision) numbers its pruned "
         "prompt. Default: contiguous. Models with M-RoPE always keep the original ids.",
+    )
+    group.add_argument(
+        "--specvlm-audit",
+        type=float,
+        metavar="SHARE",
+        help="Share of the greedy requests that an idle server decodes again without a draft and "
+        "compares. Default: 0, none.",
     )
 
 

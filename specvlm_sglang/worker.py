@@ -16,8 +16,16 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import min_p, prefill_only, scheduler_hooks, sessions, verification
+from specvlm_sglang.host import (
+    audit_hooks,
+    min_p,
+    prefill_only,
+    scheduler_hooks,
+    sessions,
+    verification,
+)
 from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
+from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
 from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.report.observer import POOL_FULL, Observer
@@ -76,6 +84,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
         verification.install()
         prefill_only.install()
         sessions.install(self)
+        self.auditor = Auditor(self.config.audit, self.observer)
+        if self.config.audit > 0:
+            audit_hooks.install(self.auditor)
         logger.info("SPECVLM: %s, draft %s", self.config, self._draft_worker.family.name)
 
     def alloc_memory_pool(
@@ -130,14 +141,6 @@ class SpecVLMWorker(StandaloneWorkerV2):
             return state.layout.query_start
         return len(req.full_untruncated_fill_ids)
 
-    def begin_query_rows(self, req: Any, start: int) -> None:
-        """Score ``req`` with rows from ``start`` on: a session's earlier turn computed the rest."""
-        self.requests.of(req).begin_rows_at(start)
-
-    def free_draft(self, row: int) -> None:
-        """Take back the draft's slots of a ``req_pool_idx`` that a streaming session keeps."""
-        self._draft_worker.kv.free(row)
-
     def state(self) -> dict[str, Any]:
         """What ``/server_info`` shows of SPECVLM."""
         kv = self._draft_worker.kv
@@ -148,6 +151,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.scorer.capture.skipped_layers),
             "phases": self.phases.as_dict(),
+            "audit": self.auditor.state() if self.config.audit > 0 else None,
         }
 
     def verify(self, batch: Any, pp_proxy_tensors: Any = None, grammar_barrier: Any = None) -> Any:
@@ -161,8 +165,6 @@ class SpecVLMWorker(StandaloneWorkerV2):
             return super().verify(
                 batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier
             )
-
-    # Prefill
 
     def _forward_prefill_batch(
         self,

@@ -24,6 +24,7 @@ FIELDS = (
     "draft_kv_tokens",
     "exact_vision",
     "positions",
+    "audit",
 )
 POLICY_FILE = str(Path(__file__).parents[1] / "examples" / "pruning_policy.py")
 VARIABLES = tuple(f"SPECVLM_{name.upper()}" for name in FIELDS)
@@ -52,6 +53,7 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         max_query_rows=256,
         draft_kv_tokens=None,
         exact_vision=False,
+        audit=0.0,
     )
 
 
@@ -68,6 +70,9 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         ("SPECVLM_EXACT_VISION", "Yes", "exact_vision", True),
         ("SPECVLM_EXACT_VISION", "off", "exact_vision", False),
         ("SPECVLM_POSITIONS", "original", "positions", "original"),
+        ("SPECVLM_AUDIT", "0.01", "audit", 0.01),
+        ("SPECVLM_AUDIT", "0", "audit", 0.0),
+        ("SPECVLM_AUDIT", "1", "audit", 1.0),
         ("SPECVLM_RETENTION", "", "retention", 0.1),
         ("SPECVLM_POLICY", "  ", "policy", "specvlm"),
         *[("SPECVLM_POLICY", policy, "policy", policy) for policy in POLICIES],
@@ -94,6 +99,10 @@ def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: o
         ("SPECVLM_MAX_QUERY_ROWS", "1.5", ["SPECVLM_MAX_QUERY_ROWS='1.5'", "not an integer"]),
         ("SPECVLM_DRAFT_KV_TOKENS", "1", ["--specvlm-draft-kv-tokens=1", "at least 2"]),
         ("SPECVLM_EXACT_VISION", "maybe", ["SPECVLM_EXACT_VISION='maybe'", "true", "off"]),
+        ("SPECVLM_AUDIT", "1.5", ["--specvlm-audit=1.5", "[0, 1]"]),
+        ("SPECVLM_AUDIT", "-0.1", ["--specvlm-audit=-0.1", "[0, 1]"]),
+        ("SPECVLM_AUDIT", "nan", ["--specvlm-audit=nan", "[0, 1]"]),
+        ("SPECVLM_AUDIT", "half", ["SPECVLM_AUDIT='half'", "not a number"]),
         ("SPECVLM_POSITIONS", "own", ["--specvlm-positions='own'", "contiguous", "original"]),
     ],
 )
@@ -121,6 +130,7 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "--specvlm-draft-kv-tokens=512",
         "--specvlm-exact-vision",
         "--specvlm-positions=original",
+        "--specvlm-audit=0.25",
     )
     export_flags(arguments)
     assert [os.environ[variable] for variable in VARIABLES] == [
@@ -132,9 +142,10 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "512",
         "1",
         "original",
+        "0.25",
     ]
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 0.5, "uniform", POLICY_FILE, 32, 512, True, "original"
+        0.2, 0.5, "uniform", POLICY_FILE, 32, 512, True, "original", 0.25
     )
 
 

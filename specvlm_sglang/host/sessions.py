@@ -53,7 +53,7 @@ def _behind_what_is_shared(original: Callable[..., Any]) -> Callable[..., Any]:
         match = original(self, params)
         worker = _worker() if _worker is not None else None
         if match is not None and worker is not None:
-            worker.begin_query_rows(params.req, match.device_prefix_len)
+            worker.requests.of(params.req).begin_rows_at(match.device_prefix_len)
         return match
 
     return try_match_prefix
@@ -65,7 +65,7 @@ def _without_draft(original: Callable[..., bool]) -> Callable[..., bool]:
         is_kept = original(self, req)
         worker = _worker() if _worker is not None else None
         if is_kept and worker is not None:
-            worker.free_draft(row)
+            worker.draft_worker.kv.free(row)
         return is_kept
 
     return try_cache_finished_req

@@ -507,3 +507,79 @@ declare(
         ),
     ),
 )
+
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_BATCH_PARTS = (
+    "reqs",
+    "req_to_token_pool",
+    "token_to_kv_pool_allocator",
+    "tree_cache",
+    "model_config",
+    "enable_overlap",
+    "spec_algorithm",
+)
+_REQ_SETTINGS = (
+    "rid",
+    "origin_input_text",
+    "origin_input_ids",
+    "sampling_params",
+    "extra_key",
+    "cache_salt",
+    "require_reasoning",
+    "eos_token_ids",
+    "vocab_size",
+)
+
+declare(
+    "audit",
+    (
+        Symbol(f"{_SCHEDULER}:Scheduler.on_idle"),
+        Symbol(f"{_SCHEDULER}:Scheduler.maybe_sleep_on_idle"),
+        Symbol(f"{_SCHEDULER}:Scheduler.maybe_send_health_check_signal"),
+        Symbol(f"{_SCHEDULER}:Scheduler.process_input_requests", ("recv_reqs",)),
+        Symbol(f"{_SCHEDULER}:Scheduler.flush_cache", ("empty_cache",)),
+        Symbol(f"{_SCHEDULER}:Scheduler.is_fully_idle", ("for_health_check", "ignore_waiting")),
+        Symbol(f"{_SCHEDULER}:Scheduler.collect_inflight_reqs"),
+        Symbol("sglang.srt.managers.utils:is_health_check_generate_req", ("recv_req",)),
+        # What of a finished request is kept, and asked again.
+        Symbol(f"{_SCHEDULE}:Req.__init__", _REQ_SETTINGS),
+        Symbol(f"{_SCHEDULE}:Req.update_finish_state", ("new_accepted_len",)),
+        Symbol(f"{_SCHEDULE}:Req.output_ids_through_stop"),
+        Symbol(f"{_SCHEDULE}:FINISH_ABORT"),
+        Symbol(f"{_SCHEDULE}:MultimodalInputs.mm_items"),
+        Symbol(f"{_SCHEDULE}:MultimodalDataItem.has_cuda_ipc_proxy"),
+        # How a server without speculation prefills and decodes.
+        Symbol(f"{_SCHEDULE}:Req.init_next_round_input", ("tree_cache",)),
+        Symbol(f"{_SCHEDULE}:ReqKvInfo.holds_kv"),
+        Symbol(f"{_SCHEDULE}:ScheduleBatch.init_new", _BATCH_PARTS),
+        Symbol(f"{_SCHEDULE}:ScheduleBatch.prepare_for_extend"),
+        Symbol(f"{_SCHEDULE}:ScheduleBatch.prepare_for_decode"),
+        Symbol("sglang.srt.managers.overlap_utils:resolve_forward_inputs", ("batch", "future_map")),
+        Symbol("sglang.srt.managers.tp_worker:TpModelWorker.forward_batch_generation", ("batch",)),
+        Symbol("sglang.srt.mem_cache.common:checkpoint_kv_cache", ("req", "tree_cache")),
+        Symbol("sglang.srt.mem_cache.common:release_kv_cache", ("req", "tree_cache", "checkpoint")),
+        Symbol("sglang.srt.mem_cache.base_prefix_cache:BasePrefixCache.lock", ("node",)),
+        Symbol("sglang.srt.mem_cache.base_prefix_cache:BasePrefixCache.unlock", ("lock",)),
+        Symbol("sglang.srt.mem_cache.base_prefix_cache:BasePrefixCache.evictable_size"),
+        Symbol(
+            "sglang.srt.constrained.grammar_manager:GrammarManager.process_req_with_grammar",
+            ("req",),
+        ),
+        Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.NONE"),
+        *(
+            Symbol(f"sglang.srt.managers.io_struct:{message}")
+            for message in (
+                "AbortReq",
+                "BeginWeightUpdateReqInput",
+                "EndWeightUpdateReqInput",
+                "GetInternalStateReq",
+                "ReleaseMemoryOccupationReqInput",
+                "ResumeMemoryOccupationReqInput",
+                "UpdateWeightFromDiskReqInput",
+                "UpdateWeightsFromDistributedReqInput",
+                "UpdateWeightsFromIPCReqInput",
+                "UpdateWeightsFromTensorReqInput",
+            )
+        ),
+    ),
+)

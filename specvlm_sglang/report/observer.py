@@ -103,6 +103,8 @@ class Totals:
         Requests that never had a draft, and that lost it while running.
     score_fallbacks
         Requests whose policy fell back to uniform spacing.
+    audited, audit_mismatches
+        Answers compared with a replay (``--specvlm-audit``), and those that differed.
     """
 
     requests: int = 0
@@ -112,6 +114,8 @@ class Totals:
     cold_at_prefill: int = 0
     went_cold: int = 0
     score_fallbacks: int = 0
+    audited: int = 0
+    audit_mismatches: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts by name."""
@@ -157,6 +161,14 @@ class Observer:
         if self._metrics is not None:
             self._metrics.cold.labels(when="running").inc(requests)
 
+    def audited(self, mismatch: bool) -> None:
+        """Count an answer that was compared with its replay."""
+        self.totals.audited += 1
+        self.totals.audit_mismatches += mismatch
+        if self._metrics is not None:
+            self._metrics.audited.inc()
+            self._metrics.audit_mismatches.inc(mismatch)
+
     def draft_kv(self, in_use: int, capacity: int) -> None:
         """Note how full the draft's KV cache is."""
         if self._metrics is not None:
@@ -190,6 +202,12 @@ class _PrometheusMetrics:
             "specvlm_scoring_seconds",
             "Wall time of scoring one video.",
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        )
+        self.audited = Counter(
+            "specvlm_audited_total", "Answers compared with a replay without a draft."
+        )
+        self.audit_mismatches = Counter(
+            "specvlm_audit_mismatches_total", "Audited answers that differed from their replay."
         )
         self.kv_in_use = Gauge(
             "specvlm_draft_kv_tokens_in_use",

@@ -16,7 +16,7 @@ import torch
 
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
-from tests.serving.specvlm import meta, report, state
+from tests.serving.specvlm import meta, report, settled, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
 
@@ -134,6 +134,30 @@ def test_answers_are_the_plain_servers_and_the_draft_helps(
     emitted, rounds = meta(described)["completion_tokens"] - 1, meta(described)["spec_verify_ct"]
     assert emitted / rounds >= 3.0, "the shipped pair accepts about four tokens a round"
     assert state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(CHAIN, marks=pytest.mark.slow, id="CPU"),
+        on_gpu(*CHAIN, name="defaults"),
+        on_gpu(*CHAIN, "--disable-overlap-schedule", name="no overlap"),
+    ],
+)
+def test_an_audit_finds_nothing_but_ties(
+    serve: Any, prompts: list[list[dict[str, Any]]], arguments: tuple[str, ...]
+) -> None:
+    launch = (*PLAIN, *specvlm_arguments(demo.draft_path()), *arguments, "--specvlm-audit", "1")
+    server = serve(demo.target_path(), *launch)
+    before = settled(server)["audited"]
+    for messages in prompts:
+        ask_all(server, [messages], 1)
+        settled(server)
+    found = settled(server)
+    assert found["audited"] - before == len(prompts)
+    assert found["skipped"] == {}
+    for mismatch in found["last_mismatches"]:
+        assert 0 <= mismatch["gap"] <= TIE, mismatch
 
 
 @pytest.mark.gpu

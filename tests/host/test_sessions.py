@@ -36,11 +36,11 @@ class Worker:
         self.begun: list[tuple[str, int]] = []
         self.freed: list[int] = []
 
-    def begin_query_rows(self, req: Req, start: int) -> None:
-        self.begun.append((req.rid, start))
+        self.requests = SimpleNamespace(of=self._state)
+        self.draft_worker = SimpleNamespace(kv=SimpleNamespace(free=self.freed.append))
 
-    def free_draft(self, row: int) -> None:
-        self.freed.append(row)
+    def _state(self, req: Req) -> SimpleNamespace:
+        return SimpleNamespace(begin_rows_at=lambda start: self.begun.append((req.rid, start)))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -153,3 +154,28 @@ def state(server: Server) -> dict[str, Any]:
     """SPECVLM's part of ``/server_info``."""
     found: dict[str, Any] = server.server_info()["internal_states"][0]["specvlm"]
     return found
+
+
+AUDIT_SECONDS = 300.0
+
+
+def audit(server: Server) -> dict[str, Any]:
+    """What ``/server_info`` says of the audit."""
+    found: dict[str, Any] = state(server)["audit"]
+    return found
+
+
+def wait_for_audit(server: Server, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first audit state that is as wanted. Looking does not disturb a replay."""
+    deadline = time.monotonic() + AUDIT_SECONDS
+    while time.monotonic() < deadline:
+        found = audit(server)
+        if holds(found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not seen in {AUDIT_SECONDS:g} s; last: {found}\n{server.log_tail()}")
+
+
+def settled(server: Server) -> dict[str, Any]:
+    """The audit's state once all is replayed."""
+    return wait_for_audit(server, lambda found: found["replaying"] is None and not found["waiting"])

@@ -29,7 +29,8 @@ def test_two_ranks_of_specvlm_answer_as_transformers_does(
         checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1
     )
     cases = specvlm.cases(vl_target, clip_paths, image_paths)
-    server = serve(vl_target, *specvlm.launch(draft, *specvlm.CHAIN, "--tp-size", "2"))
+    launch = specvlm.launch(draft, *specvlm.CHAIN, "--tp-size", "2", "--specvlm-audit", "0.5")
+    server = serve(vl_target, *launch)
     assert server.server_info()["tp_size"] == 2
     jobs = [
         (case, {"retention": retention, "policy": policy})
@@ -41,6 +42,14 @@ def test_two_ranks_of_specvlm_answer_as_transformers_does(
             assert tuple(answer.output_ids) == case.expected
             assert specvlm.report(answer)["cold"] is None
     assert specvlm.state(server)["draft_kv_tokens_in_use"] == 0
+    # Replays ran between the requests above, and others gave way to them.
+    for case in cases:
+        specvlm.settled(server)
+        assert tuple(specvlm.ask(server, case).output_ids) == case.expected
+    audit = specvlm.settled(server)
+    assert 0 < audit["audited"] <= audit["selected"] < 3 * len(jobs)
+    assert audit["mismatches"] == 0, audit["last_mismatches"]
+    assert set(audit["skipped"]) <= {"queue full", "interrupted too often"}
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 `install` makes a directory that looks like an installed distribution with an SGLang plugin. With it
 on ``PYTHONPATH`` the server runs a worker that dumps, per completed prompt, the scores, the kept
 tokens, the draft's logits at prefill and those of every later draft-extend pass: all that happens
-between `clear` and `records`. `failing` makes it raise in one of its steps instead.
+between `clear` and `records`. `failing` makes it raise in one of its steps instead, and
+`corrupt_a_token` makes its verification let a wrong token through.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 DUMP_VARIABLE = "SPECVLM_TEST_DUMP"
 _LISTENING = "listening"
+_CORRUPT = "corrupt"
 
 
 def install(directory: Path) -> dict[str, str]:
@@ -57,6 +59,11 @@ def failing(environment: dict[str, str], step: str) -> Iterator[None]:
         yield
     finally:
         marker.unlink()
+
+
+def corrupt_a_token(environment: dict[str, str]) -> None:
+    """Make the next round of verification accept another token than the target's own, once."""
+    (Path(environment[DUMP_VARIABLE]) / _CORRUPT).touch()
 
 
 def register() -> None:
@@ -166,6 +173,14 @@ def _probed(worker_class: type) -> type:
                 return scores
 
             self.scorer.add_up, self.scorer.mean = checked_sum, dumped_mean
+
+        def verify(self, batch: Any, **options: Any) -> Any:
+            result = super().verify(batch, **options)
+            marker = directory / _CORRUPT
+            if marker.exists():
+                marker.unlink()
+                result.next_token_ids[0] = 40 + (result.next_token_ids[0] + 1) % 40
+            return result
 
         def _kept(self, one: Any) -> torch.Tensor:
             self._scoring = one.req.rid

@@ -1,0 +1,1 @@
+"""``--specvlm-audit``: finished answers are decoded again without a draft, and compared."""
