@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
-from specvlm_sglang.tools.client import ask
+from specvlm_sglang.tools.chat import chat, stream
+from specvlm_sglang.tools.client import ask, flush_cache, specvlm_state
 from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.server import HOST, free_port
 
 REPORT = {"video_tokens": 512, "kept_video_tokens": 51, "cold": None}
 
@@ -94,3 +96,19 @@ def test_a_refusal_an_error_and_silence_are_said() -> None:
         ask(url, "p", [], 8)
     with serving([]) as (url, _), pytest.raises(ToolError, match="sent no token"):
         ask(url, "p", [], 8)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda url: ask(url, "p", [], 8),
+        lambda url: stream(url, [], 8),
+        lambda url: chat(url, [], 8),
+        specvlm_state,
+        flush_cache,
+    ],
+    ids=["ask", "stream", "chat", "state", "flush"],
+)
+def test_a_server_that_is_not_there_is_told(question: Callable[[str], object]) -> None:
+    with pytest.raises(ToolError, match=r"Connection|refused"):
+        question(f"http://{HOST}:{free_port()}")

@@ -112,7 +112,7 @@ def ask_for_page(
     Raises
     ------
     ToolError
-        The server does not run SPECVLM.
+        The server refused, or does not run SPECVLM.
     ValueError
         The page cannot show this prompt (`page.render`).
     """
