@@ -102,6 +102,12 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
         None,
         NO_HIDDEN_STATES,
     ),
+    (
+        "--tokenizer-worker-num",
+        "tokenizer_worker_num",
+        1,
+        "SGLang loads no plugin in its tokenizer workers",
+    ),
     ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )
@@ -109,6 +115,8 @@ _UNSUPPORTED_ENVIRONMENT = (
     "SGLANG_USE_HND_KVCACHE",
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
     "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
+    # It answers in the place of the tokenizer manager, which knows our options and reports.
+    "SGLANG_RUST_SERVER",
 )
 
 

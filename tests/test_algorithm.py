@@ -121,6 +121,7 @@ UNSUPPORTED = [
     ["--enable-two-batch-overlap"],
     ["--enable-lora", "--max-lora-rank=8", "--lora-target-modules=all"],
     ["--lora-paths=adapter=somewhere"],
+    ["--tokenizer-worker-num=2"],
     ["--enable-return-hidden-states"],
     ["--return-hidden-states-mode=last"],
     ["--return-hidden-states-mode=full"],
@@ -142,7 +143,12 @@ def test_hidden_states_of_inner_layers_are_refused_by_sglang_itself(pair: list[s
 
 
 @pytest.mark.parametrize(
-    "variable", ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_OVERLAP_PLAN_STREAM"]
+    "variable",
+    [
+        "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+        "SGLANG_ENABLE_OVERLAP_PLAN_STREAM",
+        "SGLANG_RUST_SERVER",
+    ],
 )
 def test_variables_that_specvlm_does_not_work_with_are_refused_by_name(
     pair: list[str], variable: str, monkeypatch: pytest.MonkeyPatch

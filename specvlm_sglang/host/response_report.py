@@ -42,7 +42,7 @@ def _fold(original: Callable[..., None]) -> Callable[..., None]:
 
 def _with_report(original: Callable[..., None]) -> Callable[..., None]:
     def _handle_abort_req(self: Any, recv_obj: Any) -> None:
-        # A request that waits to be prefilled again; SGLang writes its last message without it.
+        # Of a request that waited to be prefilled again; SGLang builds this message from scratch.
         state = self.rid_to_state.get(recv_obj.rid)
         original(self, recv_obj)
         if state is not None and state.finished and hasattr(state, _HELD_AS):

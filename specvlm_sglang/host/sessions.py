@@ -41,8 +41,8 @@ def _from_answers(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _end_at_stop(req: Any) -> None:
-    if req.finished() and req.finished_len is not None:
-        del req.output_ids[req.finished_len :]
+    if req.finished():
+        req.output_ids = req.output_ids_through_stop
 
 
 def _behind_what_is_shared(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -179,3 +179,45 @@ def wait_for_audit(server: Server, holds: Callable[[dict[str, Any]], bool]) -> d
 def settled(server: Server) -> dict[str, Any]:
     """The audit's state once all is replayed."""
     return wait_for_audit(server, lambda found: found["replaying"] is None and not found["waiting"])
+
+
+def stream_through_a_preemption(
+    server: Server,
+    prompt: str,
+    video: Path,
+    *,
+    request: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """All chunks of an answer about a video that is prefilled a second time on its way.
+
+    ``options`` are those of `specvlm_sglang.request`, ``request`` has more fields.
+    """
+    sampling = {"temperature": 0, "max_new_tokens": 200, "ignore_eos": True}
+    sampling["custom_params"] = {"specvlm": options}
+    chunks = []
+    fields = {"video_data": [str(video)], "sampling_params": sampling, **(request or {})}
+    for chunk in server.stream(prompt, **fields):
+        chunks.append(chunk)
+        if len(chunks) == 3:
+            server.preempt_all()
+    return chunks
+
+
+def assert_reports_of(
+    chunks: Sequence[dict[str, Any]], lengths: Sequence[int], *, detail: bool
+) -> None:
+    """Every chunk has the last report; with detail, one origin for each of ``lengths`` tokens."""
+    reports = [chunk["meta_info"]["specvlm"] for chunk in chunks]
+    last = chunks[-1]["meta_info"]
+    assert last["num_retractions"] == 1
+    # Two prefills took their own time.
+    assert len({found["scoring_seconds"] for found in reports}) == 2
+    assert reports[-1]["scoring_seconds"] != reports[0]["scoring_seconds"]
+    if not detail:
+        assert all("detail" not in found for found in reports)
+        return
+    assert [len(found["detail"]["origins"]) for found in reports] == list(lengths)
+    targets = reports[-1]["detail"]["origins"].count("target")
+    # Of each round but the last, whose own token the length limit may have cut, and each prefill.
+    assert targets - 2 in (last["spec_verify_ct"] - 1, last["spec_verify_ct"])

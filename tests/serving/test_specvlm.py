@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ import requests
 from specvlm_sglang.pruning.registry import shipped_policies
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, TREE, ask, ask_all, launch, meta, report, state
+from tests.support.messages import user
 from tests.support.server import Server
 
 POLICIES = tuple(shipped_policies())
@@ -182,6 +184,26 @@ def test_bad_request_options_are_a_400_that_names_the_value(
     with pytest.raises(openai.BadRequestError, match=named):
         server.chat(cases[1].messages, custom_params={"specvlm": chosen})
     assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/generate", {"text": "a", "return_hidden_states": True}),
+        ("/generate", {"text": ["a", "b"], "return_hidden_states": [False, True]}),
+        ("/v1/completions", {"prompt": "a", "return_hidden_states": True}),
+        ("/v1/completions", {"prompt": "a", "return_hidden_states": "last"}),
+        ("/v1/chat/completions", {"messages": user("a"), "return_hidden_states": "last"}),
+    ],
+)
+def test_hidden_states_are_refused_by_their_field(
+    serve: Any, vl_target: Path, vl_draft: Path, path: str, fields: dict[str, Any]
+) -> None:
+    server = serve(vl_target, *launch(vl_draft, *CHAIN))
+    response = requests.post(f"{server.url}{path}", json={"model": "m", **fields}, timeout=300)
+    assert response.status_code == 400, response.text
+    wanted = r"return_hidden_states=(True|'last') does not work with SPECVLM"
+    assert re.search(wanted, response.text), response.text
 
 
 def test_the_draft_pool_holds_exactly_the_pruned_lengths_while_requests_run(

@@ -9,11 +9,23 @@ from typing import Any
 
 import openai
 import pytest
+import requests
 
 from reference.selection import select_in_stages
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.tools.cli import main
-from tests.serving.specvlm import CHAIN, NEW_TOKENS, OWN_POLICY, launch, meta, report, state
+from tests.serving.specvlm import (
+    CHAIN,
+    NEW_TOKENS,
+    OWN_POLICY,
+    assert_reports_of,
+    chat_prompt,
+    launch,
+    meta,
+    report,
+    state,
+    stream_through_a_preemption,
+)
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
 
@@ -63,6 +75,33 @@ def test_two_videos_are_told_apart(server: Server, clip_paths: list[Path]) -> No
     assert sum(detail["video_lengths"]) == report(answer)["video_tokens"]
     assert detail["scores"] is None
     assert len(detail["stage_two"]) == report(answer)["kept_video_tokens"]
+
+
+@pytest.mark.parametrize("detail", [False, True], ids=["report", "with detail"])
+def test_every_chunk_of_a_stream_has_the_report_and_after_a_preemption_the_second_one(
+    server: Server, clip_paths: list[Path], detail: bool
+) -> None:
+    prompt = chat_prompt("What happens?", video=True)
+    chunks = stream_through_a_preemption(
+        server, prompt, clip_paths[0], retention=0.5, detail=detail
+    )
+    lengths = [len(chunk["output_ids"]) for chunk in chunks]
+    assert_reports_of(chunks, lengths, detail=detail)
+
+
+def test_each_answer_of_a_batch_has_a_report_of_its_own(server: Server) -> None:
+    options = [{"detail": True}, {"policy": "uniform"}]
+    body = {
+        "text": [chat_prompt("What happens?"), chat_prompt("Is it red?")],
+        "sampling_params": [
+            {"max_new_tokens": 9, "custom_params": {"specvlm": chosen}} for chosen in options
+        ],
+    }
+    response = requests.post(f"{server.url}/generate", json=body, timeout=300)
+    first, second = (answer["meta_info"]["specvlm"] for answer in response.json())
+    assert len(first["detail"]["origins"]) == 9
+    assert "detail" not in second
+    assert (first["policy"], second["policy"]) == ("specvlm", "uniform")
 
 
 def test_a_request_that_asks_for_no_detail_gets_none(

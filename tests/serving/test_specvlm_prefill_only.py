@@ -173,18 +173,3 @@ def test_several_answers_to_one_prompt_count_as_so_many_prompts(
         same(expected, answer)
         assert answer["meta_info"]["specvlm"]["video_tokens"] > 0
     assert state(servers[1])["requests"] - before == 3
-
-
-@pytest.mark.parametrize("asked", [True, "last"])
-def test_hidden_states_are_refused_by_their_field(servers: list[Server], asked: Any) -> None:
-    url = servers[1].url
-    text = {"model": "m", "max_tokens": 2, "return_hidden_states": asked}
-    for path, body in (
-        ("/generate", {"text": "a", "return_hidden_states": asked}),
-        ("/generate", {"text": ["a", "b"], "return_hidden_states": [False, asked]}),
-        ("/v1/completions", {**text, "prompt": "a"}),
-        ("/v1/chat/completions", {**text, "messages": [{"role": "user", "content": "a"}]}),
-    ):
-        response = requests.post(url + path, json=body, timeout=300)
-        assert response.status_code == 400, (path, response.text)
-        assert f"return_hidden_states={asked!r} does not work with SPECVLM" in response.text

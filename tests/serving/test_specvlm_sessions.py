@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.serving.specvlm import chat_prompt, launch_beside_plain, launch_plain, state
+from tests.serving.specvlm import (
+    chat_prompt,
+    launch_beside_plain,
+    launch_plain,
+    state,
+    stream_through_a_preemption,
+)
 from tests.support.server import Server
 
 pytestmark = pytest.mark.serving
@@ -20,8 +26,12 @@ COMPARED = ("prompt_tokens", "completion_tokens", "finish_reason")
 
 @pytest.fixture
 def servers(serve: Any, vl_target: Path) -> tuple[Server, Server]:
-    """The plain one and the one under test."""
-    return serve(vl_target, *launch_plain()), serve(vl_target, *launch_beside_plain(vl_target))
+    """The plain one and the one under test, with nothing in their caches."""
+    plain = serve(vl_target, *launch_plain())
+    speculative = serve(vl_target, *launch_beside_plain(vl_target))
+    for server in (plain, speculative):
+        server.flush_cache()
+    return plain, speculative
 
 
 class Dialogue:
@@ -178,22 +188,18 @@ def test_each_turn_about_a_video_prunes_it_by_its_scores_and_leaves_no_draft_beh
 def test_a_streaming_session_survives_a_preemption(
     servers: tuple[Server, Server], clip_paths: list[Path]
 ) -> None:
-    server = servers[1]
-    session = server.open_session(streaming=True)
-    sampling = {"temperature": 0, "max_new_tokens": 200, "ignore_eos": True}
-    sampling["custom_params"] = {"specvlm": {"retention": 0.5}}
-    request = {"video_data": [str(clip_paths[0])], "sampling_params": sampling}
     prompt = chat_prompt(QUESTIONS[0], video=True)
-    expected = [
-        token for chunk in server.stream(prompt, **request) for token in chunk["output_ids"]
-    ]
-    tokens: list[int] = []
-    for number, chunk in enumerate(
-        server.stream(prompt, session_params={"id": session}, **request)
-    ):
-        tokens += chunk["output_ids"]
-        if number == 3:
-            server.preempt_all()
-    assert chunk["meta_info"]["num_retractions"] == 1
-    assert tokens == expected
-    server.close_session(session)
+    expected = servers[0].generate(
+        prompt, max_new_tokens=200, ignore_eos=True, request={"video_data": [str(clip_paths[0])]}
+    )
+    session = servers[1].open_session(streaming=True)
+    chunks = stream_through_a_preemption(
+        servers[1],
+        prompt,
+        clip_paths[0],
+        request={"session_params": {"id": session}},
+        retention=0.5,
+    )
+    servers[1].close_session(session)
+    assert chunks[-1]["meta_info"]["num_retractions"] == 1
+    assert [token for chunk in chunks for token in chunk["output_ids"]] == expected["output_ids"]

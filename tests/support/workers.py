@@ -18,6 +18,7 @@ SHARED_SERVERS = {
     ),
     "servers that answer beside one another": (
         "test_specvlm_prefill_only",
+        "test_specvlm_reports",
         "test_specvlm_sessions",
     ),
 }
