@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from specvlm_sglang.tools.errors import ToolError
@@ -18,6 +19,10 @@ from tests.support.server import Server
 
 SERVERS_ALIVE = 2
 """Servers kept at once: each holds several processes and its own copy of torch."""
+
+# A busy machine is slow, not wrong.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 Key = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 
