@@ -46,7 +46,7 @@ class Seen:
 
 
 Value = Any
-"""What is sent, or a `FromAnswer`."""
+"""What is sent, or a `FromAnswer` that chooses it."""
 
 
 @dataclass(frozen=True)
@@ -529,14 +529,14 @@ COMBINATIONS: dict[str, tuple[dict[str, Value], str]] = {
 }
 """Fields that meet in one request, in the OpenAI API's names, and the question."""
 
-LOGPROB_COMBINATIONS: dict[str, dict[str, Value]] = {
-    "penalties": {**PENALTIES},
-    "a minimum": {"min_tokens": 20},
-    "a bias": {"logit_bias": bias((0, -100.0), (1, 4.0))},
-    "a regex": {"regex": REGEX},
-    "a penalty and a stop string": {"frequency_penalty": 1.5, "stop": piece(9)},
+LOGPROB_COMBINATIONS: dict[str, tuple[dict[str, Value], str]] = {
+    "penalties": (PENALTIES, LOOSE),
+    "a minimum": ({"min_tokens": 20}, SHORT),
+    "a bias": ({"logit_bias": bias((0, -100.0), (1, 4.0))}, DESCRIBE),
+    "a regex": ({"regex": REGEX}, DESCRIBE),
+    "a penalty and a stop string": ({"frequency_penalty": 1.5, "stop": piece(9)}, LOOSE),
 }
-"""Fields that log probabilities are asked beside."""
+"""Fields that log probabilities are asked beside, and the question."""
 
 DISTRIBUTION = (
     "temperature",

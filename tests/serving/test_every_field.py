@@ -17,21 +17,8 @@ from transformers import AutoTokenizer
 
 import specvlm_sglang
 from tests.serving import fields, specvlm
-from tests.serving.every_field import (
-    BASE,
-    PATHS,
-    Answer,
-    Case,
-    Prompt,
-    Prompts,
-    accepted,
-    ask,
-    ask_all,
-    body_of,
-    cases,
-    decisions,
-    differences,
-)
+from tests.serving.answers import PATHS, Answer, accepted, ask, ask_all, differences
+from tests.serving.every_field import BASE, Case, Prompt, Prompts, body_of, cases, decisions
 from tests.support import clips, hf
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
