@@ -36,6 +36,7 @@ from specvlm_sglang.pruning.selection import kept_tokens
 from specvlm_sglang.ranks import OTHER_RANK, agree, agree_on_all
 from specvlm_sglang.request_options import RequestOptions, options_of
 from specvlm_sglang.sampling.emitted import EmittedTokens
+from specvlm_sglang.sampling.parameters import looks_back
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from specvlm_sglang.scoring.capture import CapturedRows, QueryCapture
 from specvlm_sglang.scoring.warm_up import warm_up
@@ -246,7 +247,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             if report is not None:
                 self.emitted.begin(
                     req.kv.req_pool_idx,
-                    verification.looks_back(req),
+                    looks_back(req),
                     req.output_ids,
                     output.next_token_ids[index : index + 1],
                 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from specvlm_sglang.algorithm import check_options
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import request_validation
 from specvlm_sglang.pruning.registry import shipped_policies
@@ -44,7 +45,7 @@ BAD = [
 @pytest.fixture
 def validation() -> Iterator[None]:
     with unhooked(("sglang.srt.sampling.sampling_params", "SamplingParams.verify")):
-        request_validation.install()
+        request_validation.install(check_options)
         yield
 
 

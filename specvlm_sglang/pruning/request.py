@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
+from specvlm_sglang.policies import Policy
 from specvlm_sglang.pruning.prompt import VideoPrompt
 from specvlm_sglang.pruning.selection import Selection, select_per_video, select_video_tokens
-from specvlm_sglang.request_options import RequestOptions
 
 
-def select_for(prompt: VideoPrompt, options: RequestOptions, scores: torch.Tensor) -> Selection:
+class Choice(Protocol):
+    """What one request asks for."""
+
+    @property
+    def retention(self) -> float:
+        """Share of the video tokens to KEEP, in (0, 1]."""
+
+    @property
+    def policy(self) -> str:
+        """One of `specvlm_sglang.pruning.registry.policy_names`."""
+
+    @property
+    def chosen(self) -> Policy:
+        """The policy of that name."""
+
+    @property
+    def top_p(self) -> float:
+        """Share of the video's attention mass that Stage I retains, in [0, 1]."""
+
+
+def select_for(prompt: VideoPrompt, options: Choice, scores: torch.Tensor) -> Selection:
     """Select among the video tokens of a prompt.
 
     Parameters

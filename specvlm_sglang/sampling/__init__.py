@@ -1,5 +1,5 @@
 """What a request's sampling parameters mean at every node of a draft tree.
 
-`penalties` judges nodes by what their ancestors emit, `emitted` keeps what each request row has
-emitted, on the device.
+`parameters` says which of them matter, `penalties` judges nodes by what their ancestors emit,
+`emitted` keeps what each request row has emitted, on the device.
 """

@@ -9,7 +9,8 @@ import torch
 from reference.penalties import Penalties, penalise_nodes
 from reference.trees import DraftTree
 from specvlm_sglang.sampling import penalties as ours
-from specvlm_sglang.sampling.emitted import EmittedTokens, LooksBack
+from specvlm_sglang.sampling.emitted import EmittedTokens
+from specvlm_sglang.sampling.parameters import LooksBack
 from tests.support.draft_trees import TREE_SHAPES, DraftedTrees, draft
 
 VOCABULARY = 40
