@@ -167,13 +167,15 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         ValueError
             A combination that SPECVLM does not serve; the message names the flag.
         """
+        from specvlm_sglang.frontend import PREFIX, decode_frames
         from specvlm_sglang.host import frontend_video, request_validation, response_report
+        from specvlm_sglang.report.detail import KEY, ResponseReport
 
         config = SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)
-        request_validation.install()
-        response_report.install()
-        frontend_video.install()
+        request_validation.install(check_options)
+        response_report.install(KEY, ResponseReport)
+        frontend_video.install(PREFIX, decode_frames)
         # Before the tree: such a backend brings its own page size, which the user did not set.
         check_attention_backends(server_args)
         resolve_tree(server_args)
@@ -193,6 +195,13 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
             server_args.mm_attention_backend = server_args.mm_attention_backend or "triton_attn"
         if server_args.device == "cpu":
             server_args.disable_overlap_schedule = True
+
+
+def check_options(custom_params: Any) -> None:
+    """Raise ``ValueError`` for a request's ``custom_params`` that SPECVLM cannot follow."""
+    from specvlm_sglang.request import parse_options
+
+    parse_options(custom_params, SpecVLMConfig.from_environment())
 
 
 def refuse_unsupported(server_args: Any) -> None:
@@ -313,7 +322,7 @@ def check_attention_backends(server_args: Any) -> None:
 def register() -> None:
     """Make ``--speculative-algorithm SPECVLM`` known to SGLang; once per process."""
     contract.require("algorithm")
-    memory_budget.install_in_scheduler(NAME)
+    memory_budget.install_in_scheduler(NAME, SpecVLMConfig.from_environment)
     attention_default.install(NAME)
 
     @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)

@@ -82,6 +82,9 @@ def decode_frames(encoded: str) -> np.ndarray:
 
 def enable_video() -> None:
     """Make ``sgl.video`` of this process work; idempotent."""
+    from specvlm_sglang.host import contract
+
+    contract.require("frontend programs")
     from sglang.lang import interpreter
 
     interpreter.encode_video_base64 = encode_frames

@@ -5,6 +5,7 @@ SGLang loads it in every process it starts, before it parses its arguments; impo
 
 from __future__ import annotations
 
+import argparse
 import logging
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def activate_cpu_platform() -> str | None:
     if not activation.is_wanted():
         return None
     try:
-        contract.require_version()
+        contract.require("platform")
     except contract.HostMismatchError as mismatch:
         logger.error("%s", mismatch)
         return None
@@ -42,9 +43,10 @@ def register() -> None:
     except contract.HostMismatchError as mismatch:
         logger.error("%s", mismatch)
         return
+    from specvlm_sglang import config
     from specvlm_sglang.host import flags, video, video_errors
 
-    flags.install(after_parsing=apply_config)
+    flags.install(config.add_flags, after_parsing=apply_flags)
     video.install()
     video_errors.install()
     from specvlm_sglang.models.native.llava_onevision import registration
@@ -59,6 +61,14 @@ def register() -> None:
         attention.register()
         # Ranks meet before any of them imports a model runner, hence before `init_backend`.
         threads.install()
+    apply_config()
+
+
+def apply_flags(arguments: argparse.Namespace) -> None:
+    """Export the flags that were given, then install what the settings ask for."""
+    from specvlm_sglang.config import export_flags
+
+    export_flags(arguments)
     apply_config()
 
 

@@ -27,6 +27,7 @@ from specvlm_sglang.host import (
 from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
 from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
+from specvlm_sglang.lossless.parameters import looks_back
 from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.report.observer import POOL_FULL, Observer
 from specvlm_sglang.report.phases import PhaseClock
@@ -194,7 +195,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             for one in complete:
                 self.emitted.begin(
                     one.row,
-                    verification.looks_back(one.req),
+                    looks_back(one.req),
                     one.req.output_ids,
                     one.newest(output),
                 )

@@ -21,7 +21,9 @@ def test_frames_survive_the_wire_unchanged(clip_paths: list[Path]) -> None:
 
 def test_videos_and_images_get_their_own_placeholders(clip_paths: list[Path]) -> None:
     video = encode_frames(str(clip_paths[0]), 2)
-    text, images, videos = split_media(f"a{IMAGE}b{IMAGE}c{IMAGE}", [video, "picture", video])
+    text, images, videos = split_media(
+        f"a{IMAGE}b{IMAGE}c{IMAGE}", [video, "picture", video], PREFIX, decode_frames
+    )
     assert text == f"a{VIDEO}b{IMAGE}c{VIDEO}"
     assert images == ["picture"]
     assert [tuple(frames.shape[:2]) for frames in videos] == [(2, 3), (2, 3)]
@@ -35,7 +37,7 @@ def test_broken_frames_are_refused(broken: str) -> None:
 
 def test_a_prompt_with_other_placeholders_than_media_is_refused() -> None:
     with pytest.raises(ValueError, match="0 image placeholders for 1 images"):
-        split_media("no placeholder", ["picture"])
+        split_media("no placeholder", ["picture"], PREFIX, decode_frames)
 
 
 def test_no_frames_are_refused(clip_paths: list[Path]) -> None:

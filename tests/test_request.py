@@ -13,6 +13,7 @@ import torch
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from specvlm_sglang.algorithm import check_options
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import request_validation
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
@@ -49,7 +50,7 @@ BAD = [
 @pytest.fixture
 def validation() -> Iterator[None]:
     with unhooked(("sglang.srt.sampling.sampling_params", "SamplingParams.verify")):
-        request_validation.install()
+        request_validation.install(check_options)
         yield
 
 

@@ -9,6 +9,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from specvlm_sglang.cpu.attention import BACKEND_NAME
+from specvlm_sglang.host import contract
 
 # The KV pool is zeroed at start, seconds for a GB, and its free list walked on every release. A CPU
 # never gets through this many tokens in a sensible time: a small model must not claim all memory.
@@ -67,6 +68,7 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """
         if server_args.device != "cpu":
             return
+        contract.require("platform defaults")
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = BACKEND_NAME
         if server_args.max_total_tokens is None:

@@ -8,14 +8,12 @@ anyway, so nothing is ever half-installed. `specvlm doctor` and the tests compar
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 
-from specvlm_sglang.host.patching import original_of
+from specvlm_sglang.host.symbol import Symbol
+from specvlm_sglang.host.symbols import SYMBOLS
 
 SGLANG_VERSION = "0.5.23"
 
@@ -24,63 +22,9 @@ class HostMismatchError(RuntimeError):
     """The installed SGLang is not the one this plugin was written for."""
 
 
-@dataclass(frozen=True)
-class Symbol:
-    """One SGLang symbol that we call, replace or subclass.
-
-    Attributes
-    ----------
-    path
-        ``"package.module:attribute"`` or ``"package.module:Class.attribute"``.
-    parameters
-        Names that the callable must accept; empty for classes and plain values.
-    """
-
-    path: str
-    parameters: tuple[str, ...] = ()
-
-    def mismatch(self) -> str | None:
-        """Return what is wrong with the symbol in the installed SGLang, or None."""
-        module_name, _, attribute = self.path.partition(":")
-        try:
-            found: object = importlib.import_module(module_name)
-        except Exception as error:  # a broken import is a mismatch too
-            return f"{module_name}: cannot be imported ({error})"
-        for name in attribute.split("."):
-            # Dataclass fields without a default live in the annotations only.
-            if not hasattr(found, name) and name in getattr(found, "__annotations__", {}):
-                return None
-            if not hasattr(found, name):
-                return f"{self.path}: missing"
-            found = getattr(found, name)
-        if not self.parameters:
-            return None
-        found = original_of(found)
-        try:
-            accepted = inspect.signature(found).parameters  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            return f"{self.path}: has no signature any more"
-        missing = [name for name in self.parameters if name not in accepted]
-        if missing:
-            return f"{self.path}: no longer takes {', '.join(missing)}"
-        return None
-
-
-_CONTRACT: dict[str, tuple[Symbol, ...]] = {}
-
-
-def declare(room: str, symbols: Iterable[Symbol]) -> None:
-    """Set the symbols that ``room`` relies on; a second declaration replaces the first."""
-    _CONTRACT[room] = tuple(symbols)
-
-
 def rooms() -> dict[str, tuple[Symbol, ...]]:
     """Return the whole table, room by room."""
-    # Both fill the table; the kernels' part follows from their twins.
-    from specvlm_sglang.cpu.kernels import install  # noqa: F401
-    from specvlm_sglang.host import symbols  # noqa: F401
-
-    return dict(_CONTRACT)
+    return dict(SYMBOLS)
 
 
 def installed_version() -> str | None:

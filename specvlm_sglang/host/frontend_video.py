@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from specvlm_sglang.frontend import PREFIX, decode_frames
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
+Decode = Callable[[str], np.ndarray]
+"""From what the frontend sent to uint8 ``[frames, height, width, 3]``."""
 
-def split_media(text: str, images: list[Any]) -> tuple[str, list[Any], list[torch.Tensor]]:
+
+def split_media(
+    text: str, images: list[Any], prefix: str, decode: Decode
+) -> tuple[str, list[Any], list[torch.Tensor]]:
     """Separate videos from images, and give them their placeholders.
 
     Parameters
@@ -28,7 +33,11 @@ def split_media(text: str, images: list[Any]) -> tuple[str, list[Any], list[torc
     text
         The prompt, with one image placeholder per entry of ``images``.
     images
-        Images as SGLang takes them, and videos as ``video:`` strings.
+        Images as SGLang takes them, and videos as strings.
+    prefix
+        How the string of a video begins.
+    decode
+        Reads such a string.
 
     Returns
     -------
@@ -48,8 +57,8 @@ def split_media(text: str, images: list[Any]) -> tuple[str, list[Any], list[torc
         )
     kept, videos, out = [], [], [pieces[0]]
     for image, piece in zip(images, pieces[1:], strict=True):
-        if isinstance(image, str) and image.startswith(PREFIX):
-            videos.append(torch.from_numpy(decode_frames(image)).permute(0, 3, 1, 2).contiguous())
+        if _is_video(image, prefix):
+            videos.append(torch.from_numpy(decode(image)).permute(0, 3, 1, 2).contiguous())
             out.append(VIDEO)
         else:
             kept.append(image)
@@ -58,8 +67,18 @@ def split_media(text: str, images: list[Any]) -> tuple[str, list[Any], list[torc
     return "".join(out), kept, videos
 
 
-def install() -> None:
-    """Wrap the Qwen-VL processor in this process; idempotent."""
+def _is_video(image: Any, prefix: str) -> bool:
+    return isinstance(image, str) and image.startswith(prefix)
+
+
+def install(prefix: str, decode: Decode) -> None:
+    """Wrap the Qwen-VL processor in this process; idempotent.
+
+    Parameters
+    ----------
+    prefix, decode
+        As `split_media` takes them.
+    """
     contract.require("frontend video")
 
     def make(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -67,10 +86,8 @@ def install() -> None:
             self: Any, image_data: Any, input_text: Any, request_obj: Any, *args: Any, **kwargs: Any
         ) -> Any:
             images = image_data if isinstance(image_data, list) else [image_data]
-            if isinstance(input_text, str) and any(
-                isinstance(image, str) and image.startswith(PREFIX) for image in images
-            ):
-                input_text, image_data, videos = split_media(input_text, images)
+            if isinstance(input_text, str) and any(_is_video(image, prefix) for image in images):
+                input_text, image_data, videos = split_media(input_text, images, prefix, decode)
                 request_obj.video_data = [*(request_obj.video_data or []), *videos]
                 request_obj.image_data = image_data
             return await original(self, image_data, input_text, request_obj, *args, **kwargs)

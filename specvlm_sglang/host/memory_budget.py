@@ -11,13 +11,24 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
 _RUNNER = "sglang.srt.model_executor.model_runner"
+
+
+class DraftPool(Protocol):
+    """The settings that a draft's pool is sized by."""
+
+    @property
+    def draft_kv_tokens(self) -> int | None:
+        """Its slots; None sizes it by its share."""
+
+    @property
+    def draft_kv_share(self) -> float:
+        """Its slots per slot of the target's."""
 
 
 def equivalent_layers(
@@ -37,13 +48,15 @@ def equivalent_layers(
     return max(1, math.ceil(draft_layers * draft_kv_width / target_kv_width * share))
 
 
-def install_in_scheduler(algorithm: str) -> None:
+def install_in_scheduler(algorithm: str, settings: Callable[[], DraftPool]) -> None:
     """Correct the record in this process if it is a scheduler (the module is loaded); idempotent.
 
     Parameters
     ----------
     algorithm
         The speculative algorithm whose draft has a private pool.
+    settings
+        Asked when SGLang sizes its pools.
     """
     if _RUNNER not in sys.modules:
         return
@@ -55,15 +68,15 @@ def install_in_scheduler(algorithm: str) -> None:
             draft = record.draft_model_config
             if getattr(spec_algorithm, "name", None) != algorithm or draft is None:
                 return record
-            config = SpecVLMConfig.from_environment()
-            if config.draft_kv_tokens is not None:
+            pool = settings()
+            if pool.draft_kv_tokens is not None:
                 record.eagle_draft_num_layers = 0
                 return record
             record.eagle_draft_num_layers = equivalent_layers(
                 record.eagle_draft_num_layers,
                 _kv_width(draft),
                 _kv_width(model_config),
-                config.draft_kv_share,
+                pool.draft_kv_share,
             )
             return record
 
@@ -74,7 +87,7 @@ def install_in_scheduler(algorithm: str) -> None:
             original(self, kvc)
             if getattr(kvc.spec_algorithm, "name", None) != algorithm or kvc.is_draft_worker:
                 return
-            record, tokens = kvc.spec_aux_config, SpecVLMConfig.from_environment().draft_kv_tokens
+            record, tokens = kvc.spec_aux_config, settings().draft_kv_tokens
             if tokens is None or record.draft_model_config is None:
                 return
             layers = equivalent_layers(

@@ -1,4 +1,4 @@
-"""Refuse a request's bad SpecVLM options where SGLang refuses bad sampling parameters: a 400.
+"""Refuse a request's bad options where SGLang refuses bad sampling parameters: a 400.
 
 Hidden states are refused there too: SGLang's own words name the flag that would give them, which
 SPECVLM refuses in turn.
@@ -6,22 +6,29 @@ SPECVLM refuses in turn.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
-from specvlm_sglang.request import parse_options
 
 NO_HIDDEN_STATES = "verification keeps no hidden states of the tokens that it accepts"
 
 
-def install() -> None:
-    """Check every request in this process, the tokenizer manager's; idempotent."""
+def install(check: Callable[[Any], object]) -> None:
+    """Check every request in this process, the tokenizer manager's; idempotent.
+
+    Parameters
+    ----------
+    check
+        Gets a request's ``custom_params`` and raises ``ValueError`` where they are bad.
+    """
     contract.require("requests")
     replace_function(
-        "sglang.srt.sampling.sampling_params", "SamplingParams.verify", _with_parsed_options
+        "sglang.srt.sampling.sampling_params",
+        "SamplingParams.verify",
+        functools.partial(_with_options, check),
     )
     replace_function(
         "sglang.srt.managers.tokenizer_manager",
@@ -30,10 +37,12 @@ def install() -> None:
     )
 
 
-def _with_parsed_options(original: Callable[..., None]) -> Callable[..., None]:
+def _with_options(
+    check: Callable[[Any], object], original: Callable[..., None]
+) -> Callable[..., None]:
     def verify(self: Any, vocab_size: int) -> None:
         original(self, vocab_size)
-        parse_options(self.custom_params, SpecVLMConfig.from_environment())
+        check(self.custom_params)
 
     return verify
 

@@ -7,51 +7,77 @@ entries that have come are kept beside SGLang's, and each response shows what th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
-from specvlm_sglang.report.detail import KEY, ResponseReport
 
 _MODULE = "sglang.srt.managers.tokenizer_manager"
 _HELD_AS = "specvlm_report"
 
 
-def install() -> None:
-    """Fold the entries of every response in this process, the tokenizer manager's; idempotent."""
+class Report(Protocol):
+    """What the entries of one response add up to."""
+
+    def add(self, entries: list[Any]) -> None:
+        """More of them have come."""
+
+    def report(self) -> Any:
+        """Return what the response shows; None for nothing."""
+
+
+def install(key: str, new_report: Callable[[], Report]) -> None:
+    """Fold the entries of every response in this process, the tokenizer manager's; idempotent.
+
+    Parameters
+    ----------
+    key
+        Of our entries, and of the report in ``meta_info``.
+    new_report
+        Begins the report of a response.
+    """
     contract.require("responses")
-    replace_function(_MODULE, "TokenizerManager._accumulate_request_meta_info", _fold)
-    replace_function(_MODULE, "TokenizerManager._handle_abort_req", _with_report)
+    replace_function(
+        _MODULE,
+        "TokenizerManager._accumulate_request_meta_info",
+        functools.partial(_fold, key, new_report),
+    )
+    replace_function(
+        _MODULE, "TokenizerManager._handle_abort_req", functools.partial(_with_report, key)
+    )
 
 
-def _fold(original: Callable[..., None]) -> Callable[..., None]:
+def _fold(
+    ours: str, new_report: Callable[[], Report], original: Callable[..., None]
+) -> Callable[..., None]:
     def _accumulate_request_meta_info(
         meta_info: dict[str, Any], state: Any, key: str, values: list[Any]
     ) -> None:
-        if key != KEY:
+        if key != ours:
             original(meta_info, state, key, values)
             return
         if not hasattr(state, _HELD_AS):
-            setattr(state, _HELD_AS, ResponseReport())
+            setattr(state, _HELD_AS, new_report())
         getattr(state, _HELD_AS).add(values)
-        _show(meta_info, state)
+        _show(meta_info, state, ours)
 
     return _accumulate_request_meta_info
 
 
-def _with_report(original: Callable[..., None]) -> Callable[..., None]:
+def _with_report(key: str, original: Callable[..., None]) -> Callable[..., None]:
     def _handle_abort_req(self: Any, recv_obj: Any) -> None:
         # Of a request that waited to be prefilled again; SGLang builds this message from scratch.
         state = self.rid_to_state.get(recv_obj.rid)
         original(self, recv_obj)
         if state is not None and state.finished and hasattr(state, _HELD_AS):
-            _show(state.out_list[-1]["meta_info"], state)
+            _show(state.out_list[-1]["meta_info"], state, key)
 
     return _handle_abort_req
 
 
-def _show(meta_info: dict[str, Any], state: Any) -> None:
+def _show(meta_info: dict[str, Any], state: Any, key: str) -> None:
     report = getattr(state, _HELD_AS).report()
     if report is not None:
-        meta_info[KEY] = report
+        meta_info[key] = report

@@ -2,9 +2,9 @@
 
 SGLang 0.5.23 judges drafts by ``eagle_sample``. It adds one penalty vector to all nodes of a round,
 counts one emitted token a round, and knows no custom logit processors. Here every node gets the
-logits that plain decoding would have there: `specvlm_sglang.lossless` keeps what was emitted, and
-requests with a custom logit processor, which may be any Python code with any state of its own, are
-decoded token by token: the processor sees one row a round, and no draft is accepted.
+logits that plain decoding would have there: a `Judge` keeps what was emitted, and requests with a
+custom logit processor, which may be any Python code with any state of its own, are decoded token by
+token: the processor sees one row a round, and no draft is accepted.
 """
 
 from __future__ import annotations
@@ -12,41 +12,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
-from specvlm_sglang.lossless.emitted import EmittedTokens, LooksBack
-from specvlm_sglang.lossless.penalties import parents_of, paths_of, penalise_nodes
-
-_emitted: ContextVar[EmittedTokens | None] = ContextVar("specvlm_emitted", default=None)
 
 
-def looks_back(req: Any) -> LooksBack | None:
-    """Return what of ``req``'s sampling parameters looks back at its output; None for nothing."""
-    given = req.sampling_params
-    found = LooksBack(
-        given.frequency_penalty,
-        given.presence_penalty,
-        given.repetition_penalty,
-        given.min_new_tokens,
-        _stop_tokens(req) if given.min_new_tokens > 0 else (),
-    )
-    return found if found.counts_tokens or found.withholds_stops else None
+class Judge(Protocol):
+    """What was emitted before the nodes of drafts, and what that means for their logits.
+
+    ``rows`` are the ``req_pool_idx`` of a batch's requests, ``device_rows`` the same on the device,
+    ``[batch]``.
+    """
+
+    def looks_back(self, rows: Sequence[int]) -> bool:
+        """Whether a request of these rows has a sampling parameter that asks for it."""
+
+    def judge(
+        self,
+        logits: torch.Tensor,
+        verify_input: Any,
+        rows: Sequence[int],
+        device_rows: torch.Tensor,
+    ) -> None:
+        """Change ``logits``, ``[batch * nodes, vocabulary]``, to what plain decoding has there."""
+
+    def advance(
+        self, device_rows: torch.Tensor, tokens: torch.Tensor, accepted: torch.Tensor
+    ) -> None:
+        """Count the first ``accepted`` ``[batch]`` of ``tokens`` ``[batch, steps + 1]``."""
+
+    def terms_of(self, req: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What a preempted request's next logits get: added, then scaled; ``[vocabulary]`` each."""
 
 
-def _stop_tokens(req: Any) -> tuple[int, ...]:
-    """What ends an answer: the same set as in SGLang's ``BatchedMinNewTokensPenalizer``."""
-    tokenizer = req.tokenizer
-    tokens = {
-        *(req.sampling_params.stop_token_ids or ()),
-        *(req.eos_token_ids or ()),
-        *(tokenizer.additional_stop_token_ids or ()),
-        tokenizer.eos_token_id,
-    }
-    return tuple(sorted(tokens - {None}))
+_judge: ContextVar[Judge | None] = ContextVar("specvlm_judge", default=None)
 
 
 def install() -> None:
@@ -61,29 +63,26 @@ def install() -> None:
 
 
 @contextmanager
-def judged_by(emitted: EmittedTokens) -> Iterator[None]:
+def judged_by(judge: Judge) -> Iterator[None]:
     """Within this context verification judges every node by what was emitted before it."""
-    token = _emitted.set(emitted)
+    token = _judge.set(judge)
     try:
         yield
     finally:
-        _emitted.reset(token)
+        _judge.reset(token)
 
 
-def resume(sampling_info: Any, reqs: Sequence[Any], emitted: EmittedTokens) -> None:
+def resume(sampling_info: Any, reqs: Sequence[Any], judge: Judge) -> None:
     """Let the prefill of preempted requests know what they emitted before.
 
     SGLang starts their penalties anew. ``sampling_info`` is the copy of this forward pass, whose
     penalties are summed up already; nothing is done for requests that were never preempted.
     """
     for index, req in enumerate(reqs):
-        asked = looks_back(req) if len(req.output_ids) else None
-        if asked is None:
+        terms = judge.terms_of(req) if len(req.output_ids) else None
+        if terms is None:
             continue
-        subtracted, scale = emitted.terms_after(asked, req.output_ids)
-        added = -subtracted
-        if asked.withholds_stops and len(req.output_ids) < asked.min_new_tokens:
-            added[list(asked.stop_tokens)] = -torch.inf
+        added, scale = terms
         sampling_info.acc_additive_penalties[index] = added
         if sampling_info.acc_scaling_penalties is not None:
             sampling_info.acc_scaling_penalties[index] = scale
@@ -106,41 +105,27 @@ def _exact(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        emitted = _emitted.get()
-        if emitted is None or batch.forward_mode.is_idle():
+        judge = _judge.get()
+        if judge is None or batch.forward_mode.is_idle():
             return original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
         logits = logits_output.next_token_logits
         rows = [req.kv.req_pool_idx for req in batch.reqs]
-        counts = emitted.looks_back(rows)
+        counts = judge.looks_back(rows)
         # The pass's own copy: nothing else reads these two.
         batch.sampling_info.acc_additive_penalties = None
         batch.sampling_info.acc_scaling_penalties = None
         if counts:
-            _penalise(logits, verify_input, emitted, rows, batch.req_pool_indices)
+            judge.judge(logits, verify_input, rows, batch.req_pool_indices)
         if batch.sampling_info.has_custom_logit_processor:
             _process(logits, verify_input, batch.sampling_info, grammar_mask)
             grammar_mask = None
         sampled = original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
         if counts:
             predicted, accepted, nodes = sampled
-            emitted.advance(batch.req_pool_indices, predicted[nodes.clamp(min=0).long()], accepted)
+            judge.advance(batch.req_pool_indices, predicted[nodes.clamp(min=0).long()], accepted)
         return sampled
 
     return eagle_sample
-
-
-def _penalise(
-    logits: torch.Tensor,
-    verify_input: Any,
-    emitted: EmittedTokens,
-    rows: Sequence[int],
-    device_rows: torch.Tensor,
-) -> None:
-    links = verify_input.retrieve_next_token, verify_input.retrieve_next_sibling
-    tokens = verify_input.draft_token.view(len(rows), -1).long()
-    parents = parents_of(*links, topk=verify_input.topk)
-    paths = paths_of(tokens, parents, steps=verify_input.spec_steps)
-    penalise_nodes(logits, paths, emitted.of_batch(rows, device_rows))
 
 
 def _process(

@@ -9,43 +9,19 @@ scheduling, and they count one token a round.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from specvlm_sglang.copies import to_device
-from specvlm_sglang.lossless.penalties import BatchPenalties, penalty_terms
-
-
-@dataclass(frozen=True)
-class LooksBack:
-    """The sampling parameters of one request that look back at its output.
-
-    Attributes
-    ----------
-    frequency, presence, repetition
-        SGLang's penalties; 0, 0 and 1 do nothing.
-    min_new_tokens
-        As long as fewer tokens were emitted, none of ``stop_tokens`` may come.
-    stop_tokens
-        Token ids.
-    """
-
-    frequency: float = 0.0
-    presence: float = 0.0
-    repetition: float = 1.0
-    min_new_tokens: int = 0
-    stop_tokens: tuple[int, ...] = ()
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether it matters which tokens were emitted."""
-        return (self.frequency, self.presence, self.repetition) != (0.0, 0.0, 1.0)
-
-    @property
-    def withholds_stops(self) -> bool:
-        """Whether it matters how many tokens were emitted."""
-        return self.min_new_tokens > 0 and bool(self.stop_tokens)
+from specvlm_sglang.lossless.parameters import LooksBack, looks_back
+from specvlm_sglang.lossless.penalties import (
+    BatchPenalties,
+    parents_of,
+    paths_of,
+    penalise_nodes,
+    penalty_terms,
+)
 
 
 class EmittedTokens:
@@ -118,6 +94,23 @@ class EmittedTokens:
         subtracted, scale = penalty_terms(counts.unsqueeze(0), *values.hsplit(3))
         return to_device(subtracted[0], self.device), to_device(scale[0], self.device)
 
+    def terms_of(self, req: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What is added to the next logits of SGLang's ``Req``, and what scales them then.
+
+        Returns
+        -------
+        tuple or None
+            float32 ``[vocabulary]`` each, on the device; None where nothing looks back.
+        """
+        asked = looks_back(req)
+        if asked is None:
+            return None
+        subtracted, scale = self.terms_after(asked, req.output_ids)
+        added = -subtracted
+        if asked.withholds_stops and len(req.output_ids) < asked.min_new_tokens:
+            added[list(asked.stop_tokens)] = -torch.inf
+        return added, scale
+
     def looks_back(self, rows: Sequence[int]) -> bool:
         """Whether a request of these rows does; the host knows."""
         return any(self._asked[row] is not None for row in rows)
@@ -150,6 +143,33 @@ class EmittedTokens:
             self._minimum[index],
             stops,
         )
+
+    def judge(
+        self,
+        logits: torch.Tensor,
+        verify_input: Any,
+        rows: Sequence[int],
+        device_rows: torch.Tensor,
+    ) -> None:
+        """Give every node of a batch's trees the logits that plain decoding would have there.
+
+        Parameters
+        ----------
+        logits
+            ``[batch * nodes, vocabulary]``, changed in place.
+        verify_input
+            SGLang's ``EagleVerifyInput``.
+        rows, device_rows
+            As `of_batch` takes them.
+        """
+        tokens = verify_input.draft_token.view(len(rows), -1).long()
+        parents = parents_of(
+            verify_input.retrieve_next_token,
+            verify_input.retrieve_next_sibling,
+            topk=verify_input.topk,
+        )
+        paths = paths_of(tokens, parents, steps=verify_input.spec_steps)
+        penalise_nodes(logits, paths, self.of_batch(rows, device_rows))
 
     def advance(
         self, device_rows: torch.Tensor, tokens: torch.Tensor, accepted: torch.Tensor

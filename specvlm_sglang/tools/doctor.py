@@ -112,10 +112,12 @@ def _sglang() -> Iterator[Finding]:
         yield Finding("SGLang", found or "not installed", advice, blocks=True)
         return
     yield Finding("SGLang", found)
-    from sglang.srt.plugins import load_plugins
+    wrong = contract.mismatches("doctor")
+    if not wrong:
+        from sglang.srt.plugins import load_plugins
 
-    load_plugins()
-    wrong = contract.mismatches()
+        load_plugins()
+        wrong = contract.mismatches()
     rooms = contract.rooms()
     symbols = sum(len(table) for table in rooms.values())
     if wrong:

@@ -10,20 +10,29 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from specvlm_sglang import plugin
 from specvlm_sglang.host import contract
-from specvlm_sglang.host.contract import HostMismatchError, Symbol
+from specvlm_sglang.host.contract import HostMismatchError
+from specvlm_sglang.host.symbol import Symbol, fields
 from tests.support.hooks import unhooked
 
 HOST = "specvlm_test_host"
 SOURCE = """
-class Pool:
+class Base:
+    def __init__(self):
+        self.pages: int = 1
+class Pool(Base):
     size: int
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, other.lost = rows, rows
+        self._reset()
+    def _reset(self):
+        self.used = 0
     def free(self, index, *, group=None): ...
 def run(batch, *args, **kwargs): ...
 limit = 3
@@ -40,11 +49,12 @@ def uncached() -> Iterator[None]:
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = ModuleType(HOST)
-    exec(SOURCE, vars(module))
-    monkeypatch.setitem(sys.modules, HOST, module)
-    return module
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A module with a source file, as SGLang's have."""
+    (tmp_path / f"{HOST}.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop(HOST, None)
 
 
 @pytest.fixture
@@ -80,6 +90,8 @@ def test_every_room_is_in_the_table_and_none_is_empty() -> None:
         Symbol(f"{HOST}:Pool"),
         # A dataclass field without a default is in the annotations alone.
         Symbol(f"{HOST}:Pool.size"),
+        # Others are set by methods, its own or inherited ones.
+        *fields(f"{HOST}:Pool", "rows", "used", "pages"),
         Symbol(f"{HOST}:Pool.free", ("index", "group")),
         Symbol(f"{HOST}:run", ("batch",)),
     ],
@@ -94,6 +106,7 @@ def test_a_symbol_that_is_there_as_expected_is_no_mismatch(symbol: Symbol) -> No
     ("symbol", "message"),
     [
         (Symbol(f"{HOST}:Pool.alloc"), f"{HOST}:Pool.alloc: missing"),
+        (Symbol(f"{HOST}:Pool.lost"), f"{HOST}:Pool.lost: missing"),
         (Symbol(f"{HOST}:Table.free"), f"{HOST}:Table.free: missing"),
         (Symbol(f"{HOST}:Pool.free", ("index", "rows")), f"{HOST}:Pool.free: no longer takes rows"),
         (Symbol(f"{HOST}:run", ("a", "batch", "b")), f"{HOST}:run: no longer takes a, b"),
@@ -112,7 +125,7 @@ def test_the_table_is_compared_with_sglangs_own_functions_under_our_hooks() -> N
 
     module = "sglang.srt.server_args"
     with unhooked((module, "ServerArgs.add_cli_args"), (module, "ServerArgs.from_cli_args")):
-        flags.install(after_parsing=lambda: None)
+        flags.install(lambda parser: None, after_parsing=lambda arguments: None)
         assert contract.mismatches("flags") == []
 
 
@@ -143,7 +156,7 @@ def test_an_unknown_room_is_refused_with_those_that_exist() -> None:
 ROOMS = {
     "flags": (
         "specvlm_sglang.host.flags",
-        {"after_parsing": print},
+        {"add_flags": print, "after_parsing": print},
         [
             ("sglang.srt.server_args", "ServerArgs.add_cli_args"),
             ("sglang.srt.server_args", "ServerArgs.from_cli_args"),
@@ -156,7 +169,7 @@ ROOMS = {
     ),
     "requests": (
         "specvlm_sglang.host.request_validation",
-        {},
+        {"check": print},
         [
             ("sglang.srt.sampling.sampling_params", "SamplingParams.verify"),
             ("sglang.srt.managers.tokenizer_manager", "TokenizerManager._validate_one_request"),
@@ -164,7 +177,7 @@ ROOMS = {
     ),
     "responses": (
         "specvlm_sglang.host.response_report",
-        {},
+        {"key": "ours", "new_report": print},
         [
             (
                 "sglang.srt.managers.tokenizer_manager",

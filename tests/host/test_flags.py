@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
-from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.config import SpecVLMConfig, add_flags, export_flags
 from specvlm_sglang.host import flags
 from tests.support.hooks import unhooked
 
@@ -36,7 +36,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[SpecVLMConfig]]:
     module = "sglang.srt.server_args"
     seen: list[SpecVLMConfig] = []
     with unhooked((module, "ServerArgs.add_cli_args"), (module, "ServerArgs.from_cli_args")):
-        flags.install(after_parsing=lambda: seen.append(SpecVLMConfig.from_environment()))
+
+        def export(arguments: argparse.Namespace) -> None:
+            export_flags(arguments)
+            seen.append(SpecVLMConfig.from_environment())
+
+        flags.install(add_flags, after_parsing=export)
         yield seen
 
 
@@ -105,7 +110,7 @@ def test_text_where_a_number_belongs_is_refused_by_the_parser(
 
 
 def test_installing_twice_adds_the_flags_once(installed: list[SpecVLMConfig]) -> None:
-    flags.install(after_parsing=lambda: pytest.fail("installed twice"))
+    flags.install(add_flags, after_parsing=lambda _: pytest.fail("installed twice"))
     assert sglang_help().count("\nSpecVLM:\n") == 1
     prepare_server_args(["--model-path", "none"])
     assert len(installed) == 1

@@ -17,8 +17,9 @@ from sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state imp
     SpecAuxHiddenStateConfig,
 )
 
+from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import memory_budget
-from specvlm_sglang.host.memory_budget import equivalent_layers, install_in_scheduler
+from specvlm_sglang.host.memory_budget import equivalent_layers
 from tests.support.hooks import unhooked
 
 TARGET = (
@@ -94,6 +95,10 @@ def ranks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(runtime_context, "get_parallel", lambda: SimpleNamespace(attn_tp_size=size))
 
 
+def install() -> None:
+    memory_budget.install_in_scheduler("SPECVLM", SpecVLMConfig.from_environment)
+
+
 def layers_kept_back(algorithm: str) -> int:
     record = spec_aux_hidden_state.resolve_spec_aux_hidden_state_config(
         server_args=None,
@@ -116,8 +121,8 @@ def test_a_pruned_drafts_depth_is_corrected_in_sglangs_record(
 ) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    install_in_scheduler("SPECVLM")
-    install_in_scheduler("SPECVLM")
+    install()
+    install()
     assert layers_kept_back("SPECVLM") == expected
 
 
@@ -129,7 +134,7 @@ def test_ranks_that_share_a_drafts_heads_hold_one_each(
     # 2 KV heads of 64 against 4 of 128: from four ranks on both have one head each.
     monkeypatch.setenv("SPECVLM_RETENTION", "1")
     ranks(monkeypatch, size)
-    install_in_scheduler("SPECVLM")
+    install()
     assert layers_kept_back("SPECVLM") == expected
 
 
@@ -147,7 +152,7 @@ def test_a_draft_pool_of_a_given_size_is_taken_off_the_targets_memory_once(
 
     monkeypatch.setattr(pool_configurator.DefaultPoolConfigurator, "__init__", configure)
     monkeypatch.setenv("SPECVLM_DRAFT_KV_TOKENS", "1000")
-    install_in_scheduler("SPECVLM")
+    install()
     record = spec_aux_hidden_state.resolve_spec_aux_hidden_state_config(
         server_args=None,
         model_config=model(4, 128),
@@ -169,7 +174,7 @@ def test_a_draft_pool_of_a_given_size_is_taken_off_the_targets_memory_once(
 @pytest.mark.usefixtures("scheduler")
 @pytest.mark.parametrize("algorithm", ["STANDALONE", "NONE"])
 def test_other_algorithms_keep_their_record(algorithm: str) -> None:
-    install_in_scheduler("SPECVLM")
+    install()
     assert layers_kept_back(algorithm) == 12
 
 
@@ -177,5 +182,5 @@ def test_a_process_without_model_runners_is_left_alone(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, memory_budget._RUNNER, raising=False)
     with unhooked(TARGET):
         before = spec_aux_hidden_state.resolve_spec_aux_hidden_state_config
-        install_in_scheduler("SPECVLM")
+        install()
         assert spec_aux_hidden_state.resolve_spec_aux_hidden_state_config is before

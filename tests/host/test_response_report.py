@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.host import response_report
-from specvlm_sglang.report.detail import DRAFT, TARGET, align_entries
+from specvlm_sglang.report.detail import DRAFT, KEY, TARGET, ResponseReport, align_entries
 from tests.support.hooks import unhooked
 from tests.support.wire import Wire, wire
 
@@ -25,7 +25,7 @@ def installed() -> Iterator[None]:
         (_MANAGER, "TokenizerManager._accumulate_request_meta_info"),
         (_MANAGER, "TokenizerManager._handle_abort_req"),
     ):
-        response_report.install()
+        response_report.install(KEY, ResponseReport)
         yield
 
 

@@ -17,6 +17,7 @@ from reference.penalties import Penalties, penalise, penalise_nodes
 from reference.trees import DraftTree
 from specvlm_sglang.host import verification
 from specvlm_sglang.lossless.emitted import EmittedTokens
+from specvlm_sglang.lossless.parameters import looks_back
 from tests.support.draft_trees import DraftedTrees, draft
 
 VOCABULARY = 40
@@ -42,7 +43,7 @@ class Round:
         for req in reqs:
             self.emitted.begin(
                 req.kv.req_pool_idx,
-                verification.looks_back(req),
+                looks_back(req),
                 req.output_ids[:-1],
                 torch.tensor(req.output_ids[-1:]),
             )
@@ -140,11 +141,38 @@ def test_a_batch_without_such_requests_goes_to_sglang_as_it_is() -> None:
     assert step.seen_mask is mask
 
 
+def test_a_preempted_request_is_prefilled_with_the_penalties_of_what_it_emitted() -> None:
+    output = [4, 4, 9]
+    emitted = EmittedTokens(8, VOCABULARY, "cpu")
+    info = SimpleNamespace(
+        acc_additive_penalties=torch.zeros((3, VOCABULARY)),
+        acc_scaling_penalties=torch.ones((3, VOCABULARY)),
+    )
+    reqs = [
+        request(output, frequency_penalty=1.0, repetition_penalty=1.2, min_new_tokens=5),
+        request(output),
+        request([], frequency_penalty=1.0),
+    ]
+    verification.resume(info, reqs, emitted)
+    raw = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(2))
+    logits = raw + info.acc_additive_penalties[0]
+    judged = torch.where(
+        logits < 0,
+        logits * info.acc_scaling_penalties[0],
+        logits / info.acc_scaling_penalties[0],
+    )
+    expected = penalise(raw.double().numpy(), output, Penalties(frequency=1.0, repetition=1.2))
+    expected[[5, 6, 7]] = -np.inf
+    np.testing.assert_allclose(judged.double().numpy(), expected, atol=1e-5)
+    assert not info.acc_additive_penalties[1:].any()
+    assert (info.acc_scaling_penalties[1:] == 1).all()
+
+
 def test_every_stop_token_of_sglangs_is_withheld() -> None:
-    asked = verification.looks_back(request([1], min_new_tokens=3, stop_token_ids=[9]))
+    asked = looks_back(request([1], min_new_tokens=3, stop_token_ids=[9]))
     assert asked is not None
     assert asked.stop_tokens == (5, 6, 7, 9)
-    assert verification.looks_back(request([1], stop_token_ids=[9], temperature=0.7)) is None
+    assert looks_back(request([1], stop_token_ids=[9], temperature=0.7)) is None
 
 
 class Bans:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from reference.penalties import Penalties, penalise
-from specvlm_sglang.lossless.emitted import EmittedTokens, LooksBack
+from specvlm_sglang.lossless.emitted import EmittedTokens
+from specvlm_sglang.lossless.parameters import LooksBack
 from specvlm_sglang.lossless.penalties import Paths, penalise_nodes
 
 VOCABULARY = 10

@@ -9,7 +9,8 @@ import torch
 from reference.penalties import Penalties, penalise_nodes
 from reference.trees import DraftTree
 from specvlm_sglang.lossless import penalties as ours
-from specvlm_sglang.lossless.emitted import EmittedTokens, LooksBack
+from specvlm_sglang.lossless.emitted import EmittedTokens
+from specvlm_sglang.lossless.parameters import LooksBack
 from tests.support.draft_trees import TREE_SHAPES, DraftedTrees, draft
 
 VOCABULARY = 40

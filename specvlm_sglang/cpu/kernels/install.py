@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,17 +97,6 @@ TWINS = (
     ),
 )
 """Every kernel of the EAGLE/STANDALONE path that has no CPU implementation on our platform."""
-
-contract.declare(
-    ROOM,
-    (
-        contract.Symbol(
-            f"{twin.module}:{twin.attribute}",
-            () if twin.may_be_missing else tuple(inspect.signature(twin.function).parameters),
-        )
-        for twin in TWINS
-    ),
-)
 
 
 def install() -> None:

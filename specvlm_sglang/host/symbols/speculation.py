@@ -1,140 +1,70 @@
-"""The contract table, room by room. Add a line when you rely on something new in SGLang."""
+"""What drafting and verifying rely on, in SGLang's scheduler."""
 
 from __future__ import annotations
 
-from specvlm_sglang.host.contract import Symbol, declare
-
-declare(
-    "platform",
-    (
-        Symbol("sglang.srt.platforms.cpu:CpuDeviceMixin"),
-        Symbol("sglang.srt.platforms.device_mixin:PlatformEnum.OOT"),
-        Symbol("sglang.srt.platforms.interface:PlatformCapabilities"),
-        Symbol("sglang.srt.platforms.interface:SRTPlatform.apply_server_args_defaults"),
-        Symbol("sglang.srt.platforms.interface:SRTPlatform.get_default_attention_backend"),
-        Symbol("sglang.srt.platforms.interface:SRTPlatform.init_backend"),
-    ),
-)
-
-declare(
-    "video",
-    (
-        Symbol("sglang.srt.utils.video_decoder:VideoDecoderWrapper.__init__", ("source",)),
-        Symbol("sglang.srt.utils.video_decoder:_BACKEND"),
-    ),
-)
-
-declare(
-    "video errors",
-    (Symbol("sglang.srt.utils.common:_normalize_video_input", ("video_file",)),),
-)
-
-declare(
-    "frame count",
-    (
-        Symbol(
-            "sglang.srt.multimodal.processors.qwen_vl:smart_nframes",
-            ("ele", "total_frames", "video_fps"),
-        ),
-    ),
-)
-
-declare(
-    "vision",
-    (
-        Symbol(
-            "sglang.srt.layers.attention.vision:VisionSdpaAttention.forward",
-            ("q", "k", "v", "bsz", "cu_seqlens", "attention_mask"),
-        ),
-    ),
-)
-
-declare(
-    "linear",
-    (
-        Symbol(
-            "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod.apply",
-            ("layer", "x", "bias"),
-        ),
-        Symbol(
-            "sglang.srt.layers.quantization.unquant:"
-            "UnquantizedLinearMethod.process_weights_after_loading",
-            ("layer",),
-        ),
-        Symbol("sglang.srt.layers.linear:ColumnParallelLinear"),
-        Symbol("sglang.srt.layers.linear:RowParallelLinear"),
-    ),
-)
-
-declare(
-    "threads",
-    (
-        Symbol(
-            "sglang.srt.utils.numa_utils:init_threads_binding",
-            ("numa_index", "world_size"),
-        ),
-    ),
-)
-
-declare(
-    "unpadded weights",
-    (
-        Symbol(
-            "sglang.srt.configs.update_config:adjust_config_with_unaligned_cpu_tp",
-            ("model_config", "load_config", "tp_size"),
-        ),
-    ),
-)
-
-declare(
-    "flags",
-    (
-        Symbol("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",)),
-        Symbol("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",)),
-    ),
-)
-
-declare(
-    "exact vision",
-    (
-        Symbol("sglang.srt.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward", ("x", "grid_thw")),
-        Symbol("sglang.srt.multimodal.processors.qwen_vl:preprocess_video", ("vr",)),
-        Symbol(
-            "sglang.srt.multimodal.processors.qwen_vl:QwenVLImageProcessor.process_mm_data_async"
-        ),
-        Symbol(
-            "sglang.srt.multimodal.processors.qwen_vl:"
-            "QwenVLImageProcessor.process_and_combine_mm_data_async",
-            ("base_output", "mm_tokens"),
-        ),
-    ),
-)
-
-declare(
-    "algorithm",
-    (
-        Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.register", ("spec_class",)),
-        Symbol("sglang.srt.speculative.spec_registry:CustomSpecAlgo.handle_server_args"),
-        Symbol("sglang.srt.model_executor.cuda_graph_config:with_phase", ("config", "phase")),
-        Symbol("sglang.srt.model_executor.cuda_graph_config:Phase.PREFILL"),
-        Symbol("sglang.srt.model_executor.cuda_graph_config:Backend.DISABLED"),
-        Symbol(
-            "sglang.srt.managers.overlap_utils:FutureMap",
-            ("device", "spec_algo", "needs_cpu_seq_lens", "needs_confidence_relay"),
-        ),
-    ),
-)
+from specvlm_sglang.host.symbol import Symbol, fields
 
 _EAGLE = "sglang.srt.speculative.eagle_worker_v2"
 _COMMON = "sglang.srt.speculative.eagle_worker_common"
 _SCHEDULE = "sglang.srt.managers.schedule_batch"
 _FORWARD = "sglang.srt.model_executor.forward_batch_info"
+_STREAMING_SESSION = "sglang.srt.session.streaming_session"
+_SAMPLING = "sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"
+_VERIFY_INPUT = "sglang.srt.speculative.eagle_info:EagleVerifyInput"
+_FLASHINFER = "sglang.srt.layers.attention.flashinfer_backend"
 
-declare(
-    "worker",
-    (
+_SCHEDULER = "sglang.srt.managers.scheduler"
+_BATCH_PARTS = (
+    "reqs",
+    "req_to_token_pool",
+    "token_to_kv_pool_allocator",
+    "tree_cache",
+    "model_config",
+    "enable_overlap",
+    "spec_algorithm",
+)
+_REQ_SETTINGS = (
+    "rid",
+    "origin_input_text",
+    "origin_input_ids",
+    "sampling_params",
+    "extra_key",
+    "cache_salt",
+    "require_reasoning",
+    "eos_token_ids",
+    "vocab_size",
+)
+
+SPECULATION: dict[str, tuple[Symbol, ...]] = {
+    "algorithm": (
+        Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.register", ("spec_class",)),
+        Symbol("sglang.srt.speculative.spec_registry:CustomSpecAlgo.handle_server_args"),
+        Symbol("sglang.srt.model_executor.cuda_graph_config:with_phase", ("config", "phase")),
+        Symbol("sglang.srt.model_executor.cuda_graph_config:Phase.PREFILL"),
+        Symbol("sglang.srt.model_executor.cuda_graph_config:Backend.DISABLED"),
+        *fields(
+            "sglang.srt.server_args:ServerArgs",
+            "cuda_graph_config",
+            "disable_overlap_schedule",
+            "enable_mixed_chunk",
+            "max_running_requests",
+            "mm_attention_backend",
+            "speculative_eagle_topk",
+            "speculative_num_draft_tokens",
+            "speculative_num_steps",
+        ),
+        Symbol(
+            "sglang.srt.managers.overlap_utils:FutureMap",
+            ("device", "spec_algo", "needs_cpu_seq_lens", "needs_confidence_relay"),
+        ),
+    ),
+    "worker": (
+        Symbol("sglang.srt.runtime_context:get_device"),
         Symbol("sglang.srt.runtime_context:get_parallel"),
         Symbol("sglang.srt.runtime_context:get_schedule"),
+        Symbol("sglang.srt.runtime_context:get_spec"),
+        Symbol("sglang.srt.speculative.base_spec_worker:BaseSpecWorker"),
+        Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.from_string", ("name",)),
         Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneWorkerV2"),
         Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneDraftWorker"),
         Symbol(
@@ -192,6 +122,14 @@ declare(
         ),
         Symbol("sglang.srt.speculative.spec_utils:renorm_draft_probs", ("next_token_logits",)),
         Symbol("sglang.srt.speculative.spec_utils:draft_tp_context", ("layout",)),
+        Symbol("sglang.srt.speculative.spec_utils:get_plan_stream", ("device",)),
+        Symbol("sglang.srt.speculative.spec_utils:spec_stage_span", ("name",)),
+        Symbol("sglang.srt.utils.common:fast_topk", ("values", "topk", "dim")),
+        Symbol(
+            "sglang.srt.speculative.eagle_info:EagleDraftExtendInput",
+            ("hidden_states", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
+        ),
+        Symbol("sglang.srt.speculative.eagle_info:EagleDraftInput"),
         Symbol(
             "sglang.srt.managers.tp_worker:TpModelWorker.alloc_memory_pool",
             ("memory_pool_config", "req_to_token_pool", "token_to_kv_pool_allocator"),
@@ -206,6 +144,33 @@ declare(
                 "capture_hidden_mode",
                 "return_hidden_states_before_norm",
             ),
+        ),
+        Symbol(f"{_FORWARD}:CaptureHiddenMode.NULL"),
+        *fields(f"{_FORWARD}:ForwardBatch", "mrope_positions", "positions"),
+        # Set on the view that the draft prefills, or for as long as the draft sees a batch.
+        *fields(
+            f"{_SCHEDULE}:ScheduleBatch",
+            "decoding_reqs",
+            "extend_input_logprob_token_ids",
+            "extend_lens",
+            "extend_logprob_start_lens",
+            "extend_num_tokens",
+            "has_grammar",
+            "input_ids",
+            "multimodal_inputs",
+            "orig_seq_lens",
+            "out_cache_loc",
+            "prefix_lens",
+            "req_pool_indices",
+            "reqs",
+            "return_logprob",
+            "seq_lens",
+            "seq_lens_cpu",
+            "seq_lens_sum",
+            "spec_info",
+        ),
+        *fields(
+            "sglang.srt.managers.utils:GenerationBatchResult", "new_seq_lens", "next_draft_input"
         ),
         Symbol(
             f"{_FORWARD}:ForwardBatch.compute_spec_mrope_positions",
@@ -232,38 +197,16 @@ declare(
             ("state",),
         ),
     ),
-)
-
-declare(
-    "requests",
-    (
-        Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
-        Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),
-        Symbol(
-            "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
-            ("obj", "input_ids"),
-        ),
-        Symbol("sglang.srt.managers.io_struct:GenerateReqInput.return_hidden_states"),
-    ),
-)
-
-declare(
-    "prefill only",
-    (
+    "prefill only": (
         Symbol(f"{_SCHEDULE}:Req.is_prefill_only"),
         Symbol(f"{_SCHEDULE}:ScheduleBatch.is_prefill_only"),
     ),
-)
-
-_STREAMING_SESSION = "sglang.srt.session.streaming_session"
-
-declare(
-    "sessions",
-    (
+    "sessions": (
         Symbol("sglang.srt.session.session_controller:Session.create_req", ("req",)),
         Symbol("sglang.srt.session.session_controller:SessionReqNode", ("req",)),
         Symbol(f"{_SCHEDULE}:Req.finished"),
         Symbol(f"{_SCHEDULE}:Req.output_ids_through_stop"),
+        *fields(f"{_SCHEDULE}:Req", "output_ids"),
         Symbol(f"{_STREAMING_SESSION}:StreamingSession.try_match_prefix", ("params",)),
         Symbol(f"{_STREAMING_SESSION}:StreamingSession.try_cache_finished_req", ("req",)),
         Symbol(f"{_STREAMING_SESSION}:StreamingSession.find_active_slot", ("req",)),
@@ -272,30 +215,7 @@ declare(
         Symbol("sglang.srt.mem_cache.radix_cache:RadixKey.limit"),
         Symbol("sglang.srt.mem_cache.base_prefix_cache:MatchResult.device_prefix_len"),
     ),
-)
-
-_TOKENIZER = "sglang.srt.managers.tokenizer_manager"
-
-declare(
-    "responses",
-    (
-        Symbol(
-            f"{_TOKENIZER}:TokenizerManager._accumulate_request_meta_info",
-            ("meta_info", "state", "key", "values"),
-        ),
-        Symbol(
-            f"{_TOKENIZER}:TokenizerManager.update_request_meta_info",
-            ("meta_info", "state", "customized_info", "index"),
-        ),
-        Symbol(f"{_TOKENIZER}:TokenizerManager._handle_abort_req", ("recv_obj",)),
-        Symbol(f"{_TOKENIZER}:ReqState.out_list"),
-        Symbol(f"{_TOKENIZER}:ReqState.finished"),
-    ),
-)
-
-declare(
-    "memory budget",
-    (
+    "memory budget": (
         Symbol(
             "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state:"
             "resolve_spec_aux_hidden_state_config",
@@ -305,41 +225,26 @@ declare(
             "sglang.srt.model_executor.pool_configurator:DefaultPoolConfigurator.__init__",
             ("kvc",),
         ),
+        *fields(
+            "sglang.srt.model_executor.pool_configurator:DefaultPoolConfigurator",
+            "_cell_size",
+            "_fixed_overhead_bytes",
+        ),
+        *fields(
+            "sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state:"
+            "SpecAuxHiddenStateConfig",
+            "draft_kv_num_layers",
+            "draft_model_config",
+            "eagle_draft_num_layers",
+        ),
         Symbol("sglang.srt.runtime_context:get_parallel"),
     ),
-)
-
-_BACKENDS = "sglang.srt.layers.attention"
-
-declare(
-    "attention",
-    (
-        Symbol(f"{_BACKENDS}.attention_registry:register_attention_backend", ("name",)),
-        Symbol(f"{_BACKENDS}.base_attn_backend:AttentionBackend.forward_extend"),
-        Symbol("sglang.srt.arg_groups.choices:add_attention_backend_choices"),
-        Symbol("sglang.srt.arg_groups.choices:add_draft_attention_backend_choices"),
-        Symbol(
-            "sglang.srt.speculative.draft_utils:DraftBackendFactory._create_backend",
-            ("backend_name", "backend_map", "error_template", "stamps_children"),
-        ),
-    ),
-)
-
-declare(
-    "min-p",
-    (
+    "min-p": (
         Symbol("sglang.srt.speculative.eagle_utils:tree_speculative_sampling_target_only"),
         Symbol("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo.need_min_p_sampling"),
         Symbol("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo.min_ps"),
     ),
-)
-
-_SAMPLING = "sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"
-_VERIFY_INPUT = "sglang.srt.speculative.eagle_info:EagleVerifyInput"
-
-declare(
-    "verification",
-    (
+    "verification": (
         Symbol(
             "sglang.srt.speculative.eagle_utils:eagle_sample",
             ("verify_input", "batch", "logits_output", "grammar_mask"),
@@ -367,100 +272,7 @@ declare(
         ),
         Symbol("sglang.srt.sampling.penaltylib.min_new_tokens:BatchedMinNewTokensPenalizer"),
     ),
-)
-
-declare(
-    "frontend video",
-    (
-        Symbol(
-            "sglang.srt.multimodal.processors.qwen_vl:QwenVLImageProcessor.process_mm_data_async",
-            ("image_data", "input_text", "request_obj"),
-        ),
-        Symbol("sglang.lang.interpreter:encode_video_base64", ("video_path", "num_frames")),
-    ),
-)
-
-_PROCESSOR = "sglang.srt.multimodal.processors.base_processor"
-
-declare(
-    "llava onevision tables",
-    (
-        Symbol("sglang.srt.configs.model_config:multimodal_model_archs"),
-        Symbol("sglang.srt.models.registry:ModelRegistry.models"),
-        Symbol("sglang.srt.managers.multimodal_processor:PROCESSOR_MAPPING"),
-    ),
-)
-
-declare(
-    "llava onevision",
-    (
-        Symbol(
-            "sglang.srt.managers.mm_utils:general_mm_embed_routine",
-            ("input_ids", "forward_batch", "language_model", "multimodal_model"),
-        ),
-        Symbol("sglang.srt.managers.mm_utils:pad_mm_tokens", ("input_ids", "mm_inputs")),
-        Symbol(
-            "sglang.srt.models.qwen2:Qwen2ForCausalLM.forward",
-            ("input_ids", "positions", "forward_batch", "input_embeds", "pp_proxy_tensors"),
-        ),
-        Symbol("sglang.srt.models.qwen2:Qwen2ForCausalLM.load_weights", ("weights",)),
-        Symbol("sglang.srt.models.siglip:SiglipVisionEmbeddings", ("config",)),
-        Symbol(
-            "sglang.srt.models.siglip:SiglipEncoder",
-            ("config", "act_layer", "flatten_batch", "prefix"),
-        ),
-        Symbol(
-            "sglang.srt.models.siglip:SiglipEncoderLayer.forward",
-            ("hidden_states", "attention_mask", "causal_attention_mask"),
-        ),
-        Symbol("sglang.srt.models.utils:WeightsMapper", ("orig_to_new_prefix",)),
-    ),
-)
-
-declare(
-    "llava onevision processor",
-    (
-        Symbol(
-            f"{_PROCESSOR}:BaseMultimodalProcessor.load_mm_data",
-            ("prompt", "multimodal_tokens", "image_data", "video_data"),
-        ),
-        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor._resolve_processor", ("processor",)),
-        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor._finalize_mm_items", ("mm_items", "images")),
-        Symbol(
-            f"{_PROCESSOR}:BaseMultimodalProcessor._fast_image_processor_device", ("processor",)
-        ),
-        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor.keep_mm_features_on_device"),
-        Symbol("sglang.srt.managers.mm_utils:hash_feature", ("f",)),
-        Symbol(
-            "sglang.srt.utils.video_decoder:VideoDecoderWrapper.get_frames_as_tensor",
-            ("indices",),
-        ),
-    ),
-)
-
-declare(
-    "llava onevision chat",
-    (
-        Symbol(
-            "sglang.srt.parser.template_manager:TemplateManager.guess_chat_template_from_model_path",
-            ("model_path",),
-        ),
-    ),
-)
-
-declare(
-    "pixels",
-    (
-        Symbol(
-            "sglang.srt.managers.mm_schedule:_move_items_to_device",
-            ("items", "device", "data_embedding_func"),
-        ),
-    ),
-)
-
-declare(
-    "attention default",
-    (
+    "attention default": (
         Symbol(
             "sglang.srt.arg_groups.model_override_base:get_default_attn_backend",
             ("server_args", "use_mla_backend", "model_config"),
@@ -468,13 +280,7 @@ declare(
         Symbol("sglang.srt.arg_groups.model_override_base:resolving_view", ("server_args",)),
         Symbol("sglang.srt.runtime_context:get_platform"),
     ),
-)
-
-_FLASHINFER = "sglang.srt.layers.attention.flashinfer_backend"
-
-declare(
-    "flashinfer",
-    (
+    "flashinfer": (
         # The target's queries are captured from here.
         Symbol(
             f"{_FLASHINFER}:FlashInferAttnBackend.forward_extend",
@@ -506,33 +312,15 @@ declare(
             "flashinfer:BatchDecodeWithPagedKVCacheWrapper.plan", ("indptr", "indices", "page_size")
         ),
     ),
-)
-
-_SCHEDULER = "sglang.srt.managers.scheduler"
-_BATCH_PARTS = (
-    "reqs",
-    "req_to_token_pool",
-    "token_to_kv_pool_allocator",
-    "tree_cache",
-    "model_config",
-    "enable_overlap",
-    "spec_algorithm",
-)
-_REQ_SETTINGS = (
-    "rid",
-    "origin_input_text",
-    "origin_input_ids",
-    "sampling_params",
-    "extra_key",
-    "cache_salt",
-    "require_reasoning",
-    "eos_token_ids",
-    "vocab_size",
-)
-
-declare(
-    "audit",
-    (
+    "audit": (
+        *fields(
+            f"{_SCHEDULE}:Req",
+            "extend_end",
+            "lock",
+            "multimodal_inputs",
+            "skip_radix_cache_insert",
+            "tokenizer",
+        ),
         Symbol(f"{_SCHEDULER}:Scheduler.on_idle"),
         Symbol(f"{_SCHEDULER}:Scheduler.maybe_sleep_on_idle"),
         Symbol(f"{_SCHEDULER}:Scheduler.maybe_send_health_check_signal"),
@@ -582,4 +370,4 @@ declare(
             )
         ),
     ),
-)
+}

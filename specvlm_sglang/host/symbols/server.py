@@ -1,0 +1,48 @@
+"""What flags, requests and responses rely on, outside SGLang's scheduler."""
+
+from __future__ import annotations
+
+from specvlm_sglang.host.symbol import Symbol, fields
+
+_TOKENIZER = "sglang.srt.managers.tokenizer_manager"
+
+SERVER: dict[str, tuple[Symbol, ...]] = {
+    "flags": (
+        Symbol("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",)),
+        Symbol("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",)),
+    ),
+    "requests": (
+        Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
+        Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),
+        Symbol(
+            "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
+            ("obj", "input_ids"),
+        ),
+        Symbol("sglang.srt.managers.io_struct:GenerateReqInput.return_hidden_states"),
+    ),
+    "responses": (
+        Symbol(
+            f"{_TOKENIZER}:TokenizerManager._accumulate_request_meta_info",
+            ("meta_info", "state", "key", "values"),
+        ),
+        Symbol(
+            f"{_TOKENIZER}:TokenizerManager.update_request_meta_info",
+            ("meta_info", "state", "customized_info", "index"),
+        ),
+        Symbol(f"{_TOKENIZER}:TokenizerManager._handle_abort_req", ("recv_obj",)),
+        Symbol(f"{_TOKENIZER}:ReqState.out_list"),
+        Symbol(f"{_TOKENIZER}:ReqState.finished"),
+    ),
+    "frontend video": (
+        Symbol(
+            "sglang.srt.multimodal.processors.qwen_vl:QwenVLImageProcessor.process_mm_data_async",
+            ("image_data", "input_text", "request_obj"),
+        ),
+        *fields("sglang.srt.managers.io_struct:GenerateReqInput", "image_data", "video_data"),
+    ),
+    # What `specvlm doctor` does before it looks at the other rooms.
+    "doctor": (Symbol("sglang.srt.plugins:load_plugins"),),
+    "frontend programs": (
+        Symbol("sglang.lang.interpreter:encode_video_base64", ("video_path", "num_frames")),
+    ),
+}
