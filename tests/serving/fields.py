@@ -222,6 +222,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 REGEX = r"(It|They) [a-z ]{5,30}\."
+OPEN_REGEX = r"It [a-z ,.]{5,300}"
+"""May end soon, and need not."""
 EBNF = 'root ::= ("It" | "They") " " word (" " word)* "."\nword ::= [a-z]+'
 STRUCTURE = {
     "type": "structural_tag",
@@ -248,7 +250,7 @@ SAMPLING: dict[str, Decision] = {
     "top_k": tries(1, beside=HOT, keeps=True),
     "min_p": tries(1.0, beside=HOT, keeps=True),
     "frequency_penalty": tries(1.5, -1.0, Try(1.5, BY_SAMPLING, LOOSE), prompt=LOOSE),
-    "presence_penalty": tries(1.5, -1.0, Try(1.5, BY_SAMPLING, LOOSE), prompt=LOOSE),
+    "presence_penalty": tries(1.5, -2.0, Try(1.5, BY_SAMPLING, LOOSE), prompt=LOOSE),
     "repetition_penalty": tries(1.3, 0.8, 1.05, Try(1.3, BY_SAMPLING, LOOSE), prompt=LOOSE),
     "n": tries(2),
     "stop": tries(
@@ -268,7 +270,7 @@ SAMPLING: dict[str, Decision] = {
     "logit_bias": tries(
         bias((0, -100.0), (1, -100.0), (2, -100.0)),
         Try(bias((3, 100.0)), {"max_tokens": 6}),
-        Try(bias((-1, 8.0)), prompt=SHORT),
+        Try(bias((-1, 16.0)), prompt=SHORT),
         Try(bias((-1, -100.0)), prompt=SHORT),
     ),
     "custom_params": tries(
@@ -348,7 +350,8 @@ NATIVE: dict[str, Decision] = {
     ),
     "stream": tries(*STREAM, Try(True, TOP, keeps=True)),
     "log_metrics": Together(False),
-    "return_hidden_states": HIDDEN,
+    # Its HTTP form takes no "last".
+    "return_hidden_states": tries(True, beside={"max_tokens": 7}),
     "return_routed_experts": Reason.OTHER_MODELS,
     "routed_experts_start_len": Reason.OTHER_MODELS,
     "return_indexer_topk": Reason.OTHER_MODELS,
@@ -500,7 +503,7 @@ FIELDS: dict[str, dict[str, Decision]] = {
 """Decisions by class and field."""
 
 PENALTIES = {"repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.5}
-BOOSTS = {"repetition_penalty": 0.9, "frequency_penalty": -0.4, "presence_penalty": -0.4}
+BOOSTS = {"repetition_penalty": 0.8, "frequency_penalty": -1.0, "presence_penalty": -1.0}
 
 COMBINATIONS: dict[str, tuple[dict[str, Value], str]] = {
     "all penalties": (PENALTIES, LOOSE),
@@ -514,7 +517,7 @@ COMBINATIONS: dict[str, tuple[dict[str, Value], str]] = {
         SHORT,
     ),
     "a minimum and a stop string": ({"min_tokens": 16, "stop": AFTER_THE_END}, SHORT),
-    "a minimum and a regex": ({"min_tokens": 12, "regex": REGEX}, SHORT),
+    "a minimum and a regex": ({"min_tokens": 16, "regex": OPEN_REGEX}, SHORT),
     "a stop token before a stop string": (
         {"stop_token_ids": tokens(8), "stop": piece(10)},
         DESCRIBE,
