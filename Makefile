@@ -9,6 +9,8 @@ WORKERS := -n 2 --no-loadscope-reorder
 PYTHONS ?= 3.11 3.12 3.13
 # Two of everything fit a small machine; torch would otherwise start a thread per core and process.
 export TOKENIZERS_PARALLELISM := false
+# A server is three processes that import all of SGLang: without bytecode files each compiles it anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo picture test test-all test-pythons test-gpu check format coverage bench-kernels clean
 
