@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.report.detail import DRAFT
 from specvlm_sglang.tools.visualize.frames import Frame
+
+_FOLDER = "specvlm_sglang.tools.visualize"
+
+
+def computed_policies() -> list[str]:
+    """Policies that the page's own script computes, in the order in which it offers them."""
+    script = files(_FOLDER).joinpath("selection.js").read_text(encoding="utf-8")
+    listed = re.search(r"const COMPUTED = (\[.*?\]);", script, re.DOTALL)
+    assert listed is not None
+    found: list[str] = json.loads(listed.group(1))
+    return found
 
 
 def split_rounds(tokens: Sequence[str], origins: Sequence[str]) -> list[dict[str, Any]]:
@@ -95,7 +106,7 @@ def render(
     if scores is None:
         note += " No attention was scored here, so policies that read it keep evenly spaced tokens."
     served = None
-    if policy not in shipped_policies():
+    if policy not in computed_policies():
         note += f" {policy!r} is shown as it was served."
         one, two = detail["stage_one"], detail["stage_two"]
         everything = list(range(detail["video_lengths"][0]))
@@ -110,14 +121,14 @@ def render(
         "numbers": list(numbers),
         "retention": retention,
         "policy": policy,
-        "policies": list(shipped_policies()),
+        "policies": computed_policies(),
         "served": served,
         "top_p": top_p,
         "note": note,
     }
     # "<" written so cannot end the script element, whatever a question or an answer says.
     text = json.dumps(data).replace("<", "\\u003c")
-    folder = files("specvlm_sglang.tools.visualize")
+    folder = files(_FOLDER)
     page = folder.joinpath("page.html").read_text(encoding="utf-8")
     for mark, name in (("STYLE", "page.css"), ("SELECTION", "selection.js"), ("SCRIPT", "page.js")):
         page = page.replace(f"/*{mark}*/", folder.joinpath(name).read_text(encoding="utf-8"))

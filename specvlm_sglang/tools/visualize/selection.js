@@ -1,5 +1,9 @@
 // Which video tokens are kept: the twin of reference/selection.py, index for index.
 
+// What the functions below compute; of any other policy the page shows what was served.
+const COMPUTED = ["specvlm", "specvlm-grid", "attention", "uniform", "uniform-grid", "random",
+  "window-front", "window-middle", "window-back", "frames", "none"];
+
 // Number of tokens to keep out of n.
 function videoTokenBudget(n, retention) {
   return Math.min(n, Math.max(1, Math.trunc(n * retention + 1e-6)));

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reference.selection import POLICIES, select_in_stages
+from specvlm_sglang.tools.visualize.page import computed_policies
 
 GRIDS = [(1, 1, 1), (1, 3, 5), (4, 2, 2), (3, 7, 4), (8, 4, 4), (5, 1, 9), (2, 9, 16)]
 RETENTIONS = (0.01, 0.05, 0.1, 0.33, 0.5, 0.9, 1.0)
@@ -29,7 +30,7 @@ def cases() -> list[dict[str, Any]]:
         }
         for scores in kinds.values():
             rounded = [float(f"{score:.6g}") for score in scores]
-            for policy in POLICIES:
+            for policy in computed_policies():
                 for retention in RETENTIONS:
                     for top_p in (0.0, 0.4, 1.0) if policy.startswith("specvlm") else (0.4,):
                         made.append(
@@ -43,6 +44,10 @@ def cases() -> list[dict[str, Any]]:
                             }
                         )
     return made
+
+
+def test_what_the_page_computes_has_an_oracle() -> None:
+    assert set(computed_policies()) <= set(POLICIES)
 
 
 def test_the_page_selects_the_reference_s_tokens_stage_by_stage() -> None:
