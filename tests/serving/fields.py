@@ -292,7 +292,7 @@ AT_LEAST: Tries = tries(
 )
 GRAMMARS: dict[str, Decision] = {"regex": tries(REGEX), "ebnf": tries(EBNF)}
 STREAM: Tries = tries(True, Try(True, {"stop": piece(9)}), keeps=True)
-HIDDEN: Tries = tries(True, "last", beside={"max_tokens": 7})
+HIDDEN = Refused("last", "return_hidden_states")
 
 NATIVE_SAMPLING: dict[str, Decision] = {
     **SAMPLING,
@@ -350,8 +350,7 @@ NATIVE: dict[str, Decision] = {
     ),
     "stream": tries(*STREAM, Try(True, TOP, keeps=True)),
     "log_metrics": Together(False),
-    # Its HTTP form takes no "last".
-    "return_hidden_states": tries(True, beside={"max_tokens": 7}),
+    "return_hidden_states": Refused(True, "return_hidden_states"),
     "return_routed_experts": Reason.OTHER_MODELS,
     "routed_experts_start_len": Reason.OTHER_MODELS,
     "return_indexer_topk": Reason.OTHER_MODELS,

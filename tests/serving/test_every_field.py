@@ -28,7 +28,6 @@ pytestmark = pytest.mark.serving
 SHIPPED_TARGET = Path(specvlm_sglang.__file__).parent / "demo" / "models" / "target"
 SERVED = (
     "--enable-custom-logit-processor",
-    "--enable-return-hidden-states",
     "--sampling-defaults",
     "model",
 )
