@@ -123,6 +123,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         # SGLang would treat these pools as slot-aligned with the target's; ours is not.
         return ()
 
+    def weight_update_runners(self) -> list[tuple[str, Any]]:
+        # Updated weights are the target's; those of another shape would end the scheduler.
+        return []
+
     @property
     def last_shared_read_runner(self) -> Any:
         """The target's verification is the last to read the shared request table."""

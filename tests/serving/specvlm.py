@@ -129,7 +129,8 @@ def ask(server: Server, case: Case, **options: Any) -> ChatAnswer:
     chosen = {key: options.pop(key) for key in ("retention", "policy") if key in options}
     if chosen:
         options["custom_params"] = {"specvlm": chosen}
-    return server.chat(case.messages, max_tokens=NEW_TOKENS, return_meta_info=True, **options)
+    options = {"max_tokens": NEW_TOKENS, **options}
+    return server.chat(case.messages, return_meta_info=True, **options)
 
 
 def ask_all(server: Server, jobs: Sequence[tuple[Case, dict[str, Any]]], at_once: int) -> list[Any]:

@@ -66,6 +66,7 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         Symbol("sglang.srt.speculative.base_spec_worker:BaseSpecWorker"),
         Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.from_string", ("name",)),
         Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneWorkerV2"),
+        Symbol("sglang.srt.speculative.base_spec_worker:BaseSpecWorker.weight_update_runners"),
         Symbol("sglang.srt.speculative.standalone_worker_v2:StandaloneDraftWorker"),
         Symbol(
             f"{_EAGLE}:EAGLEWorkerV2._forward_prefill_batch",
