@@ -16,14 +16,7 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host import (
-    audit_hooks,
-    min_p,
-    prefill_only,
-    scheduler_hooks,
-    sessions,
-    verification,
-)
+from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
 from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
 from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
@@ -81,10 +74,6 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.scorer = Scorer(target_worker.model_runner, self.device)
         self.chooser = Chooser(self.scorer, self.phases, self.device)
         scheduler_hooks.install(self)
-        min_p.install()
-        verification.install()
-        prefill_only.install()
-        sessions.install(self)
         self.auditor = Auditor(self.config.audit, self.observer)
         if self.config.audit > 0:
             audit_hooks.install(self.auditor)

@@ -1,4 +1,7 @@
-"""Hooks into SGLang's scheduler process, installed with the worker and only there."""
+"""Hooks into SGLang's scheduler process, installed with the worker and only there.
+
+What has a room of its own is installed from here; the rest is below.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,23 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from specvlm_sglang.host import contract
+from specvlm_sglang.host import contract, min_p, prefill_only, sessions, stops, verification
 from specvlm_sglang.host.patching import replace_function
 
 _worker: weakref.ref[Any] | None = None
 
 
 def install(worker: Any) -> None:
-    """Cap prefix matches before the query rows; show ``worker``'s state in ``/server_info``."""
+    """Every hook of ``worker``'s process; idempotent.
+
+    Prefix matches are capped before the query rows, ``/server_info`` shows ``worker``'s state.
+    """
     global _worker
+    min_p.install()
+    verification.install()
+    prefill_only.install()
+    stops.install()
+    sessions.install(worker)
     contract.require("worker")
     _worker = weakref.ref(worker)
     replace_function(

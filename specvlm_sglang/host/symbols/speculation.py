@@ -202,6 +202,21 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         Symbol(f"{_SCHEDULE}:Req.is_prefill_only"),
         Symbol(f"{_SCHEDULE}:ScheduleBatch.is_prefill_only"),
     ),
+    "stops": (
+        Symbol(f"{_SCHEDULE}:Req.update_finish_state", ("new_accepted_len",)),
+        Symbol(f"{_SCHEDULE}:Req.finished"),
+        *fields(
+            f"{_SCHEDULE}:Req",
+            "finished_len",
+            "grammar",
+            "output_ids",
+            "sampling_params",
+            "to_finish",
+        ),
+        *fields(
+            "sglang.srt.sampling.sampling_params:SamplingParams", "stop_regex_strs", "stop_strs"
+        ),
+    ),
     "sessions": (
         Symbol("sglang.srt.session.session_controller:Session.create_req", ("req",)),
         Symbol("sglang.srt.session.session_controller:SessionReqNode", ("req",)),
