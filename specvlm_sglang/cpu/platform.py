@@ -9,7 +9,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from specvlm_sglang.cpu.attention import BACKEND_NAME
-from specvlm_sglang.host import contract
+from specvlm_sglang.host import contract, penalty_order
 
 # The KV pool is zeroed at start, seconds for a GB, and its free list walked on every release. A CPU
 # never gets through this many tokens in a sensible time: a small model must not claim all memory.
@@ -86,6 +86,8 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Install the torch kernels, packed weights and the vision attention, once per worker."""
         from specvlm_sglang.cpu import kernels, linear, memory, unpadded, vision_attention
 
+        # Without overlap scheduling, as here, SGLang's plain decoding has no fixed order.
+        penalty_order.install()
         memory.install()
         kernels.install()
         linear.install()

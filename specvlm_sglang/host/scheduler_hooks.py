@@ -9,7 +9,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from specvlm_sglang.host import contract, min_p, prefill_only, sessions, stops, verification
+from specvlm_sglang.host import (
+    contract,
+    min_p,
+    penalty_order,
+    prefill_only,
+    sessions,
+    stops,
+    verification,
+)
 from specvlm_sglang.host.patching import replace_function
 
 _worker: weakref.ref[Any] | None = None
@@ -22,6 +30,7 @@ def install(worker: Any) -> None:
     """
     global _worker
     min_p.install()
+    penalty_order.install()
     verification.install()
     prefill_only.install()
     stops.install()

@@ -11,6 +11,7 @@ _FORWARD = "sglang.srt.model_executor.forward_batch_info"
 _STREAMING_SESSION = "sglang.srt.session.streaming_session"
 _SAMPLING = "sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo"
 _VERIFY_INPUT = "sglang.srt.speculative.eagle_info:EagleVerifyInput"
+_PENALTIES = "sglang.srt.sampling.penaltylib.orchestrator"
 _FLASHINFER = "sglang.srt.layers.attention.flashinfer_backend"
 
 _SCHEDULER = "sglang.srt.managers.scheduler"
@@ -259,6 +260,11 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         Symbol("sglang.srt.speculative.eagle_utils:tree_speculative_sampling_target_only"),
         Symbol("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo.need_min_p_sampling"),
         Symbol("sglang.srt.sampling.sampling_batch_info:SamplingBatchInfo.min_ps"),
+    ),
+    "penalty order": (
+        Symbol(f"{_PENALTIES}:BatchedPenalizerOrchestrator.__init__"),
+        *fields(f"{_PENALTIES}:BatchedPenalizerOrchestrator", "penalizers"),
+        Symbol(f"{_PENALTIES}:_BatchedPenalizer.is_multiplicative"),
     ),
     "verification": (
         Symbol(
