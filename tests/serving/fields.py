@@ -291,7 +291,7 @@ AT_LEAST: Tries = tries(
     prompt=SHORT,
 )
 GRAMMARS: dict[str, Decision] = {"regex": tries(REGEX), "ebnf": tries(EBNF)}
-STREAM: Tries = tries(True, Try(True, {"stop": piece(9)}), keeps=True)
+STREAM: Tries = tries(True, Try(True, {"stop": piece(9)}, keeps=True), keeps=True)
 HIDDEN = Refused("last", "return_hidden_states")
 
 NATIVE_SAMPLING: dict[str, Decision] = {
@@ -333,7 +333,7 @@ NATIVE: dict[str, Decision] = {
     "mm_hashes": Reason.CACHE,
     "mm_content_hashes": Reason.CACHE,
     "use_audio_in_video": Reason.OTHER_MODELS,
-    "video_config": tries({"fps": 1}, media=("video",)),
+    "video_config": Reason.OTHER_MODELS,
     "sampling_params": Reason.EVERYWHERE,
     "watermark": Refused({"enabled": True, "key": "00" * 32}, "watermark"),
     "return_logprob": tries(True),
@@ -457,7 +457,10 @@ CHAT: dict[str, Decision] = {
     "max_completion_tokens": tries(7),
     "tools": tries([TOOL], beside={"tool_choice": "required"}),
     "tool_choice": tries("required", NAMED_TOOL, beside={"tools": [TOOL]}),
-    "parallel_tool_calls": tries(False, beside={"tools": [TOOL], "tool_choice": "required"}),
+    # One call fills the answer.
+    "parallel_tool_calls": tries(
+        False, beside={"tools": [TOOL], "tool_choice": "required"}, keeps=True
+    ),
     "return_prompt_token_ids": tries(True),
     "return_token_ids": tries(True),
     "return_meta_info": Reason.EVERYWHERE,
@@ -489,7 +492,7 @@ CHAT: dict[str, Decision] = {
     "max_dynamic_patch": Reason.OTHER_MODELS,
     "min_dynamic_patch": Reason.OTHER_MODELS,
     "use_audio_in_video": Reason.OTHER_MODELS,
-    "video_config": tries({"fps": 1}, media=("video",)),
+    "video_config": Reason.OTHER_MODELS,
     "input_ids": tries(PROMPT_IDS, media=("text",), keeps=True),
 }
 
