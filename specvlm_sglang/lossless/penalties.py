@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits that are scaled together: a CPU's caches, a GPU's memory (0.8 GB in between)."""
+
 
 @dataclass(frozen=True)
 class BatchPenalties:
@@ -120,7 +123,7 @@ def penalise_nodes(logits: torch.Tensor, paths: Paths, penalties: BatchPenalties
     if penalties.counts is not None:
         on_path = rows.gather(2, paths.tokens)
         counts = _counts_at(paths, penalties.counts)
-        _penalise(rows, penalties.counts.unsqueeze(1), penalties)
+        _penalise_rows(rows, penalties.counts, penalties)
         _penalise(on_path, counts, penalties)
         # A token that stands twice on a path has the same value in both places.
         rows.scatter_(2, paths.tokens, on_path)
@@ -161,9 +164,23 @@ def _counts_at(paths: Paths, counts: torch.Tensor) -> torch.Tensor:
     return before + (same & paths.drafted.unsqueeze(-2)).sum(-1)
 
 
-def _penalise(logits: torch.Tensor, counts: torch.Tensor, penalties: BatchPenalties) -> None:
+def _penalise_rows(rows: torch.Tensor, counts: torch.Tensor, penalties: BatchPenalties) -> None:
+    """Penalise whole rows, so many requests at a time that what is in between stays small."""
+    limit = _ELEMENTS_AT_ONCE.get(rows.device.type, _ELEMENTS_AT_ONCE["cuda"])
+    at_once = max(1, limit // rows[0].numel())
+    for start in range(0, len(rows), at_once):
+        part = slice(start, start + at_once)
+        _penalise(rows[part], counts[part].unsqueeze(1), penalties, part)
+
+
+def _penalise(
+    logits: torch.Tensor,
+    counts: torch.Tensor,
+    penalties: BatchPenalties,
+    part: slice = slice(None),
+) -> None:
     subtracted, scale = penalty_terms(
-        counts, penalties.frequency, penalties.presence, penalties.repetition
+        counts, penalties.frequency[part], penalties.presence[part], penalties.repetition[part]
     )
     logits.sub_(subtracted)
     logits.copy_(torch.where(logits < 0, logits * scale, logits / scale))

@@ -69,11 +69,14 @@ def reference(
     return penalise_nodes(tree, logits.double().numpy(), len(PROMPT), chosen)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, len(ASKED)])
 @pytest.mark.parametrize("shape", TREE_SHAPES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_node_gets_the_logits_of_plain_decoding(
-    shape: tuple[int, int, int], seed: int
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], seed: int, at_once: int
 ) -> None:
+    """However many requests are penalised together."""
+    monkeypatch.setitem(ours._ELEMENTS_AT_ONCE, "cpu", at_once * shape[2] * VOCABULARY)
     trees = draft(len(ASKED), shape, vocabulary=12, seed=seed)
     before = outputs(trees, seed)
     rows = [3, 0, 5, 1, 9, 2, 7]
