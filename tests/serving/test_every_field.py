@@ -6,6 +6,7 @@ ignores shows. `fields` says what is tried with which field, or why a field is n
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -23,8 +24,7 @@ from tests.support import clips, hf
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
 
-# Slow until what they find is mended: docs/correctness.md, "Known differences".
-pytestmark = [pytest.mark.serving, pytest.mark.slow]
+pytestmark = pytest.mark.serving
 
 SHIPPED_TARGET = Path(specvlm_sglang.__file__).parent / "demo" / "models" / "target"
 SERVED = (
@@ -38,9 +38,16 @@ QUESTIONS = {
     fields.LOOSE: "Say something about a red circle and a blue square.",
     fields.SHORT: "What does the red circle do after second two, and then?",
 }
+ALONE, IN_COMPANY = "alone", "eight at once"
+ON_ONE, ON_OTHERS = "each field on one medium", "on the other media"
+FAST = {(ON_ONE, "chain", ALONE), (ON_ONE, "tree", IN_COMPANY)}
 PARTS = [
-    pytest.param(True, id="each field on one medium"),
-    pytest.param(False, id="on the other media", marks=pytest.mark.slow),
+    pytest.param(part, marks=[pytest.mark.slow] * (part == ON_OTHERS))
+    for part in (ON_ONE, ON_OTHERS)
+]
+RUNS = [
+    pytest.param(*run, marks=[pytest.mark.slow] * (run not in FAST))
+    for run in itertools.product((ON_ONE, ON_OTHERS), SHAPES, (ALONE, IN_COMPANY))
 ]
 SAMPLED_EVERY = 4
 """One sampled request beside so many compared ones, where eight run at once."""
@@ -114,9 +121,9 @@ def prompts(plain: Plain, target: Path, media: dict[str, tuple[Path, ...]]) -> P
     return found
 
 
-def chosen(prompts: Prompts, first: bool) -> list[Case]:
+def chosen(prompts: Prompts, part: str) -> list[Case]:
     """The cases of a part."""
-    return [case for case in cases(prompts) if case.first == first]
+    return [case for case in cases(prompts) if case.first == (part == ON_ONE)]
 
 
 def listed(found: list[tuple[str, list[str]]], asked: int) -> str:
@@ -125,13 +132,13 @@ def listed(found: list[tuple[str, list[str]]], asked: int) -> str:
     return "\n".join([f"{len(found)} of {asked} differ:", *lines])
 
 
-@pytest.mark.parametrize("first", PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_every_request_says_something_about_its_field_on_a_plain_server(
-    plain: Plain, prompts: Prompts, first: bool
+    plain: Plain, prompts: Prompts, part: str
 ) -> None:
-    part = chosen(prompts, first)
+    tried = chosen(prompts, part)
     mute = []
-    for case in part:
+    for case in tried:
         with_field, without = plain(case.api, case.body), plain(case.api, case.without)
         if with_field.status != 200:
             mute.append((case.name, [str(with_field.more)[:300]]))
@@ -139,7 +146,7 @@ def test_every_request_says_something_about_its_field_on_a_plain_server(
             mute.append((case.name, [f"{without.choices} becomes {with_field.choices}"]))
         elif not case.keeps and not differences(without, with_field):
             mute.append((case.name, ["the same without the field"]))
-    assert not mute, listed(mute, len(part))
+    assert not mute, listed(mute, len(tried))
 
 
 def served(serve: Any, target: Path, shape: str) -> Server:
@@ -189,28 +196,26 @@ def drafted_nothing(case: Case, answer: Answer) -> list[str]:
     return [] if cold is None else [f"drafted nothing: {cold}"]
 
 
-@pytest.mark.parametrize("first", PARTS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_field_is_answered_as_by_a_plain_server_alone_and_eight_at_once(
-    serve: Any, plain: Plain, prompts: Prompts, target: Path, shape: str, first: bool
+@pytest.mark.parametrize(("part", "shape", "way"), RUNS)
+def test_every_field_is_answered_as_by_a_plain_server(
+    serve: Any, plain: Plain, prompts: Prompts, target: Path, part: str, shape: str, way: str
 ) -> None:
-    part = chosen(prompts, first)
-    right = [plain(case.api, case.body) for case in part]
+    asked = chosen(prompts, part)
+    right = [plain(case.api, case.body) for case in asked]
     server = served(serve, target, shape)
-    answers = {
-        "alone": [ask(server, case.api, case.body) for case in part],
-        "eight at once": in_company(server, part, prompts),
-    }
+    if way == ALONE:
+        answers = [ask(server, case.api, case.body) for case in asked]
+    else:
+        answers = in_company(server, asked, prompts)
     wrong = [
-        (f"{shape}, {way}, {case.name}", lines)
-        for way, given in answers.items()
-        for case, expected, answer in zip(part, right, given, strict=True)
+        (case.name, lines)
+        for case, expected, answer in zip(asked, right, answers, strict=True)
         if (lines := differences(expected, answer) + drafted_nothing(case, answer))
     ]
-    tokens, rounds = accepted([answer for given in answers.values() for answer in given])
+    tokens, rounds = accepted(answers)
     if tokens <= 2 * rounds:
         wrong.append((shape, [f"mean accept length {tokens / rounds:.2f}: faults could hide"]))
-    assert not wrong, listed(wrong, 2 * len(part))
+    assert not wrong, listed(wrong, len(asked))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
