@@ -240,8 +240,9 @@ JSON_SCHEMA_FORMAT = {
 }
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 NAMED_TOOL = {"type": "function", "function": {"name": "look"}}
-BY_SAMPLING = {"temperature": 0.001}
-"""Hot enough for the sampling path, cold enough that one token has all the probability."""
+BY_SAMPLING = {"temperature": 1e-5}
+"""Hot enough for the sampling path, cold enough that one token has all the probability: penalties
+can bring logits within thousandths of one another."""
 HOT = {"temperature": 1.0}
 
 SAMPLING: dict[str, Decision] = {

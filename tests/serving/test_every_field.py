@@ -189,8 +189,11 @@ def in_company(server: Server, part: list[Case], prompts: Prompts) -> list[Answe
 
 
 def drafted_nothing(case: Case, answer: Answer) -> list[str]:
-    """Why a chat about a video was decoded without a draft, if it was."""
-    if (case.api, case.medium) != ("chat", "video") or "return_meta_info" not in case.body:
+    """Why a chat about a video was decoded without a draft, if it should have had one."""
+    about_video = (case.api, case.medium) == ("chat", "video")
+    if not about_video or "return_meta_info" not in case.body:
+        return []
+    if "custom_logit_processor" in case.body:
         return []
     cold = specvlm.report(ChatAnswer("", [], [], "", answer.raw))["cold"]
     return [] if cold is None else [f"drafted nothing: {cold}"]

@@ -202,6 +202,14 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
     "prefill only": (
         Symbol(f"{_SCHEDULE}:Req.is_prefill_only"),
         Symbol(f"{_SCHEDULE}:ScheduleBatch.is_prefill_only"),
+        Symbol(
+            "sglang.srt.managers.scheduler_components.logprob_result_processor:"
+            "SchedulerLogprobResultProcessor.add_logprob_return_values",
+            ("i", "req"),
+        ),
+        *fields(
+            f"{_SCHEDULE}:ReqLogprob", "output_token_logprobs_idx", "output_token_logprobs_val"
+        ),
     ),
     "stops": (
         Symbol(f"{_SCHEDULE}:Req.update_finish_state", ("new_accepted_len",)),
