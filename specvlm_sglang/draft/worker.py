@@ -11,7 +11,6 @@ Built on SGLang's standalone draft worker (V2). What differs:
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import torch
 from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.runtime_context import get_parallel, get_schedule
-from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput
+from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.spec_utils import renorm_draft_probs
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
@@ -32,7 +31,7 @@ from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import DraftPrompt, PromptPart, split_into_passes
 from specvlm_sglang.draft.kv_cache import DraftKVCache
-from specvlm_sglang.host import draft_positions, embedding_override
+from specvlm_sglang.host import batch_view, draft_positions, embedding_override
 from specvlm_sglang.host.ranks import agree
 from specvlm_sglang.models import ModelFamily, family_of
 from specvlm_sglang.report.observer import Observer
@@ -211,32 +210,21 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def _forward_parts(self, batch: Any, parts: Sequence[PromptPart]) -> torch.Tensor:
         """Run the draft over ``parts``; returns the logits after each, ``[parts, vocabulary]``."""
-        view = copy.copy(batch)
-        view.reqs = [batch.reqs[part.index] for part in parts]
-        rows = [req.kv.req_pool_idx for req in view.reqs]
-        view.req_pool_indices = to_device(
-            torch.tensor(rows, dtype=batch.req_pool_indices.dtype), self.device
-        )
-        view.seq_lens_cpu = torch.tensor([part.stop for part in parts], dtype=torch.int64)
-        view.seq_lens = to_device(view.seq_lens_cpu, self.device)
-        view.orig_seq_lens = view.seq_lens.to(torch.int32)
-        view.seq_lens_sum = sum(part.stop for part in parts)
-        view.prefix_lens = [part.start for part in parts]
-        view.extend_lens = [part.stop - part.start for part in parts]
-        view.extend_num_tokens = sum(view.extend_lens)
-        view.extend_logprob_start_lens = [0] * len(parts)
-        view.extend_input_logprob_token_ids = None
-        view.return_logprob = False
-        view.has_grammar = False
-        view.decoding_reqs = None
-        view.multimodal_inputs = [None] * len(parts)
-        view.input_ids = torch.cat([part.of(part.prompt.input_ids) for part in parts])
+        reqs = [batch.reqs[part.index] for part in parts]
+        rows = [req.kv.req_pool_idx for req in reqs]
         table = self.kv.req_to_token_pool.req_to_token
-        view.out_cache_loc = torch.cat(
-            [part.of(table[row]).long() for row, part in zip(rows, parts, strict=True)]
-        )
-        view.spec_info = EagleDraftExtendInput(
-            hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
+        stops = torch.tensor([part.stop for part in parts], dtype=torch.int64)
+        view = batch_view.prefill_of(
+            batch,
+            reqs,
+            rows=to_device(torch.tensor(rows, dtype=batch.req_pool_indices.dtype), self.device),
+            starts=[part.start for part in parts],
+            stops=stops,
+            device_stops=to_device(stops, self.device),
+            input_ids=torch.cat([part.of(part.prompt.input_ids) for part in parts]),
+            slots=torch.cat(
+                [part.of(table[row]).long() for row, part in zip(rows, parts, strict=True)]
+            ),
         )
         forward_batch = ForwardBatch.init_new(
             view,

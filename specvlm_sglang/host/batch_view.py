@@ -1,0 +1,67 @@
+"""SGLang's batch as a prefill of parts of other prompts sees it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
+
+
+def prefill_of(
+    batch: Any,
+    reqs: Sequence[Any],
+    *,
+    rows: torch.Tensor,
+    starts: list[int],
+    stops: torch.Tensor,
+    device_stops: torch.Tensor,
+    input_ids: torch.Tensor,
+    slots: torch.Tensor,
+) -> Any:
+    """Return a copy of a ``ScheduleBatch`` that extends some of its requests.
+
+    Nothing is sampled, no log probability and no grammar is asked for, and pictures are given as
+    embeddings.
+
+    Parameters
+    ----------
+    batch
+        SGLang's ``ScheduleBatch``; it is not changed.
+    reqs
+        Those of its requests that are extended, R of them.
+    rows
+        ``[R]`` on the device, their rows of the request table.
+    starts, stops
+        Where each request's part begins and ends: R integers, and int64 ``[R]`` on the host.
+    device_stops
+        ``stops`` on the device.
+    input_ids, slots
+        ``[tokens]`` on the device: all parts' tokens one after another, and where their keys and
+        values go.
+    """
+    view = copy.copy(batch)
+    ends = stops.tolist()
+    view.reqs = list(reqs)
+    view.req_pool_indices = rows
+    view.seq_lens_cpu = stops
+    view.seq_lens = device_stops
+    view.orig_seq_lens = device_stops.to(torch.int32)
+    view.seq_lens_sum = sum(ends)
+    view.prefix_lens = starts
+    view.extend_lens = [stop - start for start, stop in zip(starts, ends, strict=True)]
+    view.extend_num_tokens = sum(view.extend_lens)
+    view.extend_logprob_start_lens = [0] * len(ends)
+    view.extend_input_logprob_token_ids = None
+    view.return_logprob = False
+    view.has_grammar = False
+    view.decoding_reqs = None
+    view.multimodal_inputs = [None] * len(ends)
+    view.input_ids = input_ids
+    view.out_cache_loc = slots
+    view.spec_info = EagleDraftExtendInput(
+        hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
+    )
+    return view
