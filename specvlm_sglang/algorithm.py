@@ -111,6 +111,8 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )
+_SCORED_KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
+"""Keys with scales by block would be scored wrongly, or unpacked as a whole for each layer."""
 _UNSUPPORTED_ENVIRONMENT = (
     "SGLANG_USE_HND_KVCACHE",
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
@@ -213,6 +215,11 @@ def refuse_unsupported(server_args: Any) -> None:
         # Not its truth: a threshold of 0 would accept every drafted token.
         if value is not None and value is not False and value not in (off, [], ""):
             raise ValueError(f"{flag}={value} does not work with {NAME}: {why}")
+    if server_args.kv_cache_dtype not in _SCORED_KV_TYPES:
+        raise ValueError(
+            f"--kv-cache-dtype={server_args.kv_cache_dtype} does not work with {NAME}: keys are "
+            f"scored as {', '.join(_SCORED_KV_TYPES)} only"
+        )
     for variable in _UNSUPPORTED_ENVIRONMENT:
         if os.environ.get(variable, "0").lower() in ("1", "true", "yes"):
             raise ValueError(f"{variable}=1 does not work with {NAME}: unset it")

@@ -203,6 +203,21 @@ def test_a_good_pair_resolves_to_a_chain_without_overlap_on_a_cpu(pair: list[str
     assert resolve(*pair, "--max-running-requests=3").max_running_requests == 3
 
 
+@pytest.mark.parametrize("kind", ["mxfp8", "nvfp4"])
+def test_keys_that_cannot_be_scored_are_refused(pair: list[str], kind: str) -> None:
+    """SGLang itself takes them on some GPUs only."""
+    resolved = resolve(*pair)
+
+    class OnSuchAGpu:
+        kv_cache_dtype = kind
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(resolved, name)
+
+    with pytest.raises(ValueError, match=f"--kv-cache-dtype={kind} does not work with SPECVLM"):
+        refuse_unsupported(OnSuchAGpu())
+
+
 def test_a_pair_that_does_not_match_is_refused_while_the_arguments_are_read(
     pair: list[str], tmp_path: Path
 ) -> None:

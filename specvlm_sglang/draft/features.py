@@ -64,8 +64,10 @@ class DraftFeatures:
             The item came with precomputed embeddings (the target's), or the encoder returned
             another number of tokens than the prompt has placeholders.
         """
+        placeholders = sum(last - first + 1 for first, last in item.offsets)
         cached = self._cache.get(item.hash) if item.hash is not None else None
-        if cached is not None:
+        # A short hash may be another item's too.
+        if cached is not None and cached.shape[0] == placeholders:
             self._cache.move_to_end(item.hash)
             self.hits += 1
             return cached
@@ -76,7 +78,6 @@ class DraftFeatures:
         encode = self._family.encode
         with torch.no_grad(), timed, pixels.on_device(item, self._device, encode):
             features = encode(self._model, item)
-        placeholders = sum(last - first + 1 for first, last in item.offsets)
         if features.shape[0] != placeholders:
             raise ValueError(
                 f"the draft encodes {features.shape[0]} tokens where the prompt has {placeholders}"
@@ -88,6 +89,9 @@ class DraftFeatures:
         size = features.numel() * features.element_size()
         if key is None or size > self._cache_bytes:
             return
+        replaced = self._cache.pop(key, None)
+        if replaced is not None:
+            self.bytes_in_use -= replaced.numel() * replaced.element_size()
         self._cache[key] = features
         self.bytes_in_use += size
         while self.bytes_in_use > self._cache_bytes:

@@ -106,9 +106,11 @@ class DraftKVCache:
             return False
         self._dropped[row] = target_length + 1 - draft_length
         self._warm[row] = True
-        self.offsets[row] = draft_length - target_length
-        self.mrope_deltas[row] = mrope_delta + self._dropped[row]
-        self.warm[row] = True
+        # Ranges of one row: assigning to a single element waits for the device.
+        own = slice(row, row + 1)
+        self.offsets[own] = draft_length - target_length
+        self.mrope_deltas[own] = mrope_delta + self._dropped[row]
+        self.warm[own] = True
         return True
 
     def reserve(self, rows: Sequence[int], target_lengths: Sequence[int]) -> list[int]:
@@ -218,21 +220,25 @@ class DraftKVCache:
     def settle(self) -> None:
         """Do on the device what `free` noted; on the forward stream, behind what is queued."""
         if self._returned:
-            self.allocator.free(torch.cat(self._returned))
+            # Whole pages, each row's one after another: no page needs to be looked for.
+            self.allocator.free_segment(torch.cat(self._returned), start_pos=0)
         self._returned = []
         for row in self._emptied:
-            self.warm[row] = False
-            self.mrope_deltas[row] = 0
+            own = slice(row, row + 1)
+            self.warm[own] = False
+            self.mrope_deltas[own] = 0
             # A cold row reads and writes the dummy slot.
             self.req_to_token_pool.req_to_token[row].zero_()
         self._emptied = set()
 
     def clear(self) -> None:
-        """Give back everything (cache flush, when nothing is queued)."""
+        """Give back everything (cache flush, when nothing is queued).
+
+        Only noted: SGLang flushes on another stream than the one that reads the slots.
+        """
         for row, allocated in enumerate(self._allocated):
             if allocated:
                 self.free(row)
-        self.settle()
 
     def reset_allocator(self) -> None:
         """Called after the target's allocator was cleared; ours is emptied row by row."""

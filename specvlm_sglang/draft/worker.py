@@ -31,6 +31,7 @@ from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import DraftPrompt, PromptPart, split_into_passes
 from specvlm_sglang.draft.kv_cache import DraftKVCache
+from specvlm_sglang.draft.vocabulary import limit_drafts, widen_embedding
 from specvlm_sglang.host import batch_view, draft_positions, embedding_override
 from specvlm_sglang.host.ranks import agree
 from specvlm_sglang.models import ModelFamily, family_of
@@ -76,10 +77,10 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         self._observer.draft_kv(self.kv.slots_in_use, self.kv.capacity)
 
     def _match_vocabulary(self) -> None:
-        """Draft only tokens that the target has: padded vocabularies differ within a family."""
-        target_vocabulary = self.target_worker.model_runner.model_config.vocab_size
-        processor = self.draft_runner.model.logits_processor
-        processor.vocab_size = min(processor.vocab_size, target_vocabulary)
+        size = self.target_worker.model_runner.model_config.vocab_size
+        model = self.draft_runner.model
+        limit_drafts(model.logits_processor, size)
+        widen_embedding(model.get_input_embeddings(), size)
 
     def alloc_memory_pool(
         self,
@@ -167,7 +168,8 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             try:
                 self._prefill_pass(batch, alive, topk_p, topk_index)
             except Exception as error:
-                failure = error
+                # Its frames hold what the pass had computed, while the next pass needs the memory.
+                failure = error.with_traceback(None)
             parallel = get_parallel()
             if parallel.tp_size > 1:
                 failure = agree(parallel.tp_group, failure)
@@ -316,3 +318,5 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                     batch.device,
                 )
             super()._draft_extend_for_decode(batch, batch_result, kv_loc_plan=None)
+        # A complete draft reads none; a graph returns some all the same, a prefill does not.
+        batch_result.next_draft_input.hidden_states = None

@@ -77,6 +77,13 @@ def test_content_that_is_cached_needs_no_pixels_any_more(tower: Tower) -> None:
     assert draft.of(item(7, feature=None)) is first
 
 
+def test_a_hash_that_two_items_share_is_not_trusted(tower: Tower) -> None:
+    draft = features(tower, 100)
+    assert draft.of(item(7, tokens=3)).shape[0] == 3
+    assert draft.of(item(7, tokens=5)).shape[0] == 5
+    assert (draft.hits, tower.videos, draft.bytes_in_use) == (0, 2, 5 * TOKEN_BYTES)
+
+
 def test_the_least_recently_used_content_goes_first_and_the_bound_holds(tower: Tower) -> None:
     draft = features(tower, 7)
     draft.of(item(1))

@@ -171,6 +171,7 @@ def test_the_targets_table_frees_and_clears_the_drafts_rows(page_size: int) -> N
     target.reset_aux_cache_allocator()
     target.clear()
     assert cache.slots_in_use == 0
+    cache.settle()
     assert cache.allocator.available_size() == cache.capacity
     assert not cache.warm.any()
     assert not cache.req_to_token_pool.req_to_token.any()

@@ -21,6 +21,7 @@ import openai
 import pytest
 import requests
 import torch
+from transformers import AutoConfig
 
 from reference.selection import select_video_tokens
 from specvlm_sglang.config import SpecVLMConfig
@@ -54,7 +55,9 @@ class Case:
 
 @pytest.fixture(scope="module")
 def target(checkpoint_dir: Path) -> Path:
-    return llava_onevision(checkpoint_dir / "llava-target")
+    """Its vocabulary is padded: larger than the draft's, as with the published 7B and 0.5B."""
+    shape = replace(checkpoints.TARGET, vocab_padding=200)
+    return llava_onevision(checkpoint_dir / "llava-target", shape)
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +372,16 @@ def test_a_pruned_draft_on_original_positions_changes_no_token(
     assert_own_tokens(jobs, answers)
     rates = [meta(answer)["spec_accept_rate"] for answer in answers]
     assert 0 < sum(rates) / len(rates) < 1
+
+
+def test_a_token_that_the_draft_does_not_have_is_drafted_on(
+    pair: Probed, cases: dict[str, Case], target: Path
+) -> None:
+    last = AutoConfig.from_pretrained(target).text_config.vocab_size - 1
+    answer = ask(pair[0], cases["video"], logit_bias={str(last): 100.0}, max_tokens=6)
+    assert answer.output_ids == [last] * 6
+    assert report(answer)["cold"] is None
+    assert ask(pair[0], cases["video"]).output_ids == cases["video"].expected
 
 
 def test_a_request_chooses_its_frames_and_wrong_settings_are_a_400(
