@@ -31,6 +31,7 @@ from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import DraftPrompt, PromptPart, split_into_passes
 from specvlm_sglang.draft.kv_cache import DraftKVCache
+from specvlm_sglang.draft.undrafted import Undrafted
 from specvlm_sglang.draft.vocabulary import limit_drafts, widen_embedding
 from specvlm_sglang.host import batch_view, draft_positions, embedding_override
 from specvlm_sglang.host.ranks import agree
@@ -71,6 +72,12 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         if self.original_positions:
             draft_positions.number_drafted_tokens_as(model, lambda rows: self.kv.missing(rows))
         self._match_vocabulary()
+        self._undrafted = Undrafted(
+            topk=self.topk,
+            steps=self.speculative_num_steps,
+            nodes=self.speculative_num_draft_tokens,
+            device=self.device,
+        )
 
     def note_kv(self) -> None:
         """Tell the metrics how full the draft's KV cache is."""
@@ -258,8 +265,35 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             return self._draft(batch)
 
     def _draft(self, batch: Any) -> Any:
-        draft_input = batch.spec_info
         self._reserve(batch)
+        if self._has_drafts(batch):
+            drafted = self._draft_tokens(batch)
+        else:
+            drafted = self._undrafted.drafts(len(batch.reqs))
+        parents, scores_index, draft_tokens, draft_probs = drafted
+        return build_eagle_verify_input(
+            batch,
+            batch.spec_info,
+            parents,
+            scores_index,
+            draft_tokens,
+            draft_probs,
+            target_worker=self.target_worker,
+            topk=self.topk,
+            num_steps=self.speculative_num_steps,
+            num_draft_tokens=self.speculative_num_draft_tokens,
+            tree_mask_mode=self.tree_mask_mode,
+            device=self.device,
+        )
+
+    def _has_drafts(self, batch: Any) -> bool:
+        """Whether a request of the batch has a draft; an idle batch keeps all ranks in step."""
+        return batch.forward_mode.is_idle() or any(
+            self.kv.is_warm(req.kv.req_pool_idx) for req in batch.reqs
+        )
+
+    def _draft_tokens(self, batch: Any) -> Any:
+        draft_input = batch.spec_info
         with self.kv.as_seen_by_draft(batch):
             forward_batch, can_run_graph, _ = prepare_for_draft(
                 draft_input,
@@ -274,27 +308,11 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                 num_draft_tokens=self.speculative_num_draft_tokens,
             )
             if can_run_graph:
-                drafted = self.cuda_graph_runner.execute(forward_batch)
-            else:
-                if not forward_batch.forward_mode.is_idle() and self.speculative_num_steps > 1:
-                    self.draft_attn_backend.init_forward_metadata(forward_batch)
-                    forward_batch.mark_forward_metadata_ready()
-                drafted = self.draft_forward(forward_batch)
-        parents, scores_index, draft_tokens, draft_probs = drafted
-        return build_eagle_verify_input(
-            batch,
-            draft_input,
-            parents,
-            scores_index,
-            draft_tokens,
-            draft_probs,
-            target_worker=self.target_worker,
-            topk=self.topk,
-            num_steps=self.speculative_num_steps,
-            num_draft_tokens=self.speculative_num_draft_tokens,
-            tree_mask_mode=self.tree_mask_mode,
-            device=self.device,
-        )
+                return self.cuda_graph_runner.execute(forward_batch)
+            if not forward_batch.forward_mode.is_idle() and self.speculative_num_steps > 1:
+                self.draft_attn_backend.init_forward_metadata(forward_batch)
+                forward_batch.mark_forward_metadata_ready()
+            return self.draft_forward(forward_batch)
 
     def _reserve(self, batch: Any) -> None:
         rows = [req.kv.req_pool_idx for req in batch.reqs]
@@ -307,6 +325,9 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None
     ) -> None:
         """Process the accepted tokens with the draft, on its own slots and lengths."""
+        if not self._has_drafts(batch):
+            self._undrafted.hand_on(batch_result.next_draft_input, len(batch.reqs))
+            return
         with self.phases("draft_extend"), self.kv.as_seen_by_draft(batch):
             if not batch.forward_mode.is_idle():
                 batch.out_cache_loc = assign_extend_cache_locs_uniform_func(

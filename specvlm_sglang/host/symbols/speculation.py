@@ -77,6 +77,14 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         Symbol(f"{_EAGLE}:EagleDraftWorker.draft", ("batch", "with_topology")),
         Symbol(f"{_EAGLE}:EagleDraftWorker.draft_forward", ("forward_batch",)),
         Symbol(
+            "sglang.srt.speculative.eagle_utils:organize_draft_results",
+            ("score_list", "token_list", "parents_list", "num_draft_token"),
+        ),
+        Symbol(
+            "sglang.srt.speculative.spec_utils:select_top_k_tokens",
+            ("i", "topk_p", "topk_index", "hidden_states", "scores", "topk"),
+        ),
+        Symbol(
             f"{_EAGLE}:EagleDraftWorker._draft_extend_for_decode",
             ("batch", "batch_result", "kv_loc_plan"),
         ),
