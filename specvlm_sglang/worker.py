@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
+from specvlm_sglang.host.mrope import MRopeDeltas
 from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
 from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
@@ -56,6 +58,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         target_config = target_worker.model_runner.model_config.hf_config
         vision = getattr(target_config, "vision_config", None)
         family = family_of(target_config.architectures, getattr(vision, "spatial_merge_size", 1))
+        self._has_mrope = family.mrope
         self.requests = Requests(self.config, family)
         rank_zero = get_parallel().tp_rank == 0
         self.observer = Observer(prometheus=server_args.enable_metrics and rank_zero)
@@ -91,8 +94,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
             req_to_token_pool=req_to_token_pool,
             token_to_kv_pool_allocator=token_to_kv_pool_allocator,
         )
+        rows = len(req_to_token_pool.req_to_token)
+        self.mrope_deltas = MRopeDeltas(rows, self.device)
         self.emitted = EmittedTokens(
-            len(req_to_token_pool.req_to_token),
+            rows,
             self._target_worker.model_runner.model_config.vocab_size,
             self.device,
         )
@@ -153,6 +158,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self._draft_worker.note_kv()
         with (
             self.phases("verify"),
+            self.mrope_deltas.shown_in(batch) if self._has_mrope else nullcontext(),
             min_p.applied(batch.sampling_info),
             verification.judged_by(self.emitted),
         ):
@@ -186,12 +192,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         ):
             complete = self.requests.complete(batch.reqs)
             for one in complete:
-                self.emitted.begin(
-                    one.row,
-                    looks_back(one.req),
-                    one.req.output_ids,
-                    one.newest(output),
-                )
+                req, newest = one.req, one.newest(output)
+                if self._has_mrope:
+                    self.mrope_deltas.set(one.row, mrope_delta(req.multimodal_inputs))
+                self.emitted.begin(one.row, looks_back(req), req.output_ids, newest)
             prompts = self._draft_prompts(complete, output)
             output.next_draft_input = self._draft_prefill(batch, complete, prompts, output)
         publish(output, len(batch.reqs), complete, self.observer)

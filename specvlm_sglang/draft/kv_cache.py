@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.host.mrope import MRopeDeltas
+
 
 class DraftKVCache:
     """Rows, lengths and slots of the draft, freed by SGLang whenever it frees a request's row.
@@ -59,7 +61,7 @@ class DraftKVCache:
         """Draft length minus target length, per row; meaningless for cold rows."""
         self.warm = torch.zeros(rows, dtype=torch.bool, device=table.device)
         """Rows that hold draft KV."""
-        self.mrope_deltas = torch.zeros((rows, 1), dtype=torch.int64, device=table.device)
+        self.mrope_deltas = MRopeDeltas(rows, table.device)
         """What a drafted token's M-RoPE id is above its place in the draft, per row; 0 if cold."""
         self._returned: list[torch.Tensor] = []
         self._emptied: set[int] = set()
@@ -109,7 +111,7 @@ class DraftKVCache:
         # Ranges of one row: assigning to a single element waits for the device.
         own = slice(row, row + 1)
         self.offsets[own] = draft_length - target_length
-        self.mrope_deltas[own] = mrope_delta + self._dropped[row]
+        self.mrope_deltas.set(row, mrope_delta + self._dropped[row])
         self.warm[own] = True
         return True
 
@@ -174,8 +176,7 @@ class DraftKVCache:
     def as_seen_by_draft(self, batch: Any) -> Iterator[None]:
         """Show ``batch`` with the draft's lengths and positions; the target's return at the end.
 
-        Replaces ``seq_lens``, ``seq_lens_cpu``, ``seq_lens_sum`` and, in ``multimodal_inputs``,
-        the M-RoPE deltas: by ours, which lie on the device, where SGLang's own wait for it.
+        Replaces ``seq_lens``, ``seq_lens_cpu``, ``seq_lens_sum`` and the M-RoPE deltas.
         """
         saved = {
             name: getattr(batch, name)
@@ -183,7 +184,6 @@ class DraftKVCache:
                 "seq_lens",
                 "seq_lens_cpu",
                 "seq_lens_sum",
-                "multimodal_inputs",
                 "out_cache_loc",
             )
         }
@@ -193,12 +193,9 @@ class DraftKVCache:
         if batch.seq_lens_cpu is not None:
             batch.seq_lens_cpu = self.host_lengths(rows, batch.seq_lens_cpu)
             batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
-        if any(mm_input is not None for mm_input in batch.multimodal_inputs or ()):
-            batch.multimodal_inputs = [
-                _DraftPositions(self.mrope_deltas[row : row + 1]) for row in rows
-            ]
         try:
-            yield
+            with self.mrope_deltas.shown_in(batch):
+                yield
         finally:
             for name, value in saved.items():
                 setattr(batch, name, value)
@@ -226,7 +223,7 @@ class DraftKVCache:
         for row in self._emptied:
             own = slice(row, row + 1)
             self.warm[own] = False
-            self.mrope_deltas[own] = 0
+            self.mrope_deltas.set(row, 0)
             # A cold row reads and writes the dummy slot.
             self.req_to_token_pool.req_to_token[row].zero_()
         self._emptied = set()
@@ -246,21 +243,3 @@ class DraftKVCache:
 
     def alloc_to_lengths(self, *, req_pool_indices_cpu: Any, target_seq_lens_cpu: Any) -> None:
         """Called when the target allocates; the draft's slots are taken at its own prefill."""
-
-
-class _DraftPositions:
-    """A request's multimodal inputs as far as a drafting forward pass reads them."""
-
-    def __init__(self, delta: torch.Tensor) -> None:
-        self.mrope_position_delta = delta
-        self.mrope_positions = None
-        self.mm_items: list[Any] = []
-
-    def contains_image_inputs(self) -> bool:
-        return False
-
-    def contains_video_inputs(self) -> bool:
-        return False
-
-    def contains_audio_inputs(self) -> bool:
-        return False
