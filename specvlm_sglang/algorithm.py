@@ -337,6 +337,7 @@ def register() -> None:
         contract.require("worker")
         if "flashinfer" in attention_backends(server_args):
             contract.require("flashinfer")
+            attention_default.plan_on_host()
         from specvlm_sglang.worker import SpecVLMWorker
 
         return SpecVLMWorker

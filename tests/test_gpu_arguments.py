@@ -15,12 +15,9 @@ CHAIN = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
 PAGES = ("--page-size", "64")
 GRAPHS = "cuda_graph_config"
 
-FLASHINFER: dict[str, tuple[str, ...]] = {
-    "no flag": (),
-    "chain": CHAIN,
-    "tree": TREE,
-    "tree in pages": (*TREE, *PAGES),
-}
+CHAINS: dict[str, tuple[str, ...]] = {"no flag": (), "chain": CHAIN}
+TREES: dict[str, tuple[str, ...]] = {"tree": TREE, "tree in pages": (*TREE, *PAGES)}
+CHAIN_DEFAULT = {"9.0": "fa3", "8.0": "flashinfer", "10.0": "flashinfer"}
 GIVEN = ("fa3", "triton", "flashinfer")
 REFUSED = {
     "torch_native": (("--attention-backend", "torch_native"), "--attention-backend=torch_native"),
@@ -65,7 +62,7 @@ def resolved(
     model = ("--model-path", str(vl_target))
     specvlm = ("--speculative-algorithm", NAME, "--speculative-draft-model-path", str(vl_draft))
     lines = {"plain": model}
-    lines |= {name: (*model, *specvlm, *more) for name, more in FLASHINFER.items()}
+    lines |= {name: (*model, *specvlm, *more) for name, more in (CHAINS | TREES).items()}
     lines |= {name: (*model, *specvlm, "--attention-backend", name) for name in GIVEN}
     text = [str(model) for model in (text_target, text_draft)]
     lines["float32"] = (*model, *specvlm, "--dtype", "float32")
@@ -76,13 +73,15 @@ def resolved(
     return {"capability": {"major": request.param}, **dict(zip(lines, found, strict=True))}
 
 
-@pytest.mark.parametrize("case", FLASHINFER)
-def test_flashinfer_is_the_default_for_target_and_draft(
+@pytest.mark.parametrize("case", [*CHAINS, *TREES])
+def test_trees_and_most_gpus_get_flashinfer_and_chains_on_sm_90_keep_fa3(
     resolved: dict[str, dict[str, Any]], case: str
 ) -> None:
     found = resolved[case]
+    capability = resolved["capability"]["major"]
+    expected = "flashinfer" if case in TREES else CHAIN_DEFAULT[capability]
     assert found["device"] == "cuda"
-    assert found["attention_backend"] == "flashinfer"
+    assert found["attention_backend"] == expected
     # None: the draft takes the target's.
     assert found["speculative_draft_attention_backend"] is None
     assert found["prefill_attention_backend"] is found["decode_attention_backend"] is None
@@ -99,7 +98,7 @@ def test_without_kernels_or_a_compiler_sglangs_default_stays(
     vl_target: Path, vl_draft: Path
 ) -> None:
     pair = ("--model-path", str(vl_target), "--speculative-draft-model-path", str(vl_draft))
-    line = (*pair, "--speculative-algorithm", NAME, *CHAIN)
+    line = (*pair, "--speculative-algorithm", NAME, *TREE)
     (found,) = resolve("9.0", [line], **{COMPILER: "1"})
     assert found["attention_backend"] == "fa3"
 

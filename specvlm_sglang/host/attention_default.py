@@ -1,8 +1,9 @@
-"""FlashInfer is what SPECVLM runs on where a GPU has it and the user named no backend.
+"""What SPECVLM runs on where the user named no attention backend.
 
 SGLang picks by GPU and by a flag that it resolves later, so one server would get FA3, another
-TRT-LLM's kernels and a third FlashInfer. Of these, FlashInfer alone serves chains and trees, every
-page size and every generation of GPUs. None of them computes in float32; Triton's kernels do.
+TRT-LLM's kernels and a third FlashInfer. FA3 stays for chains, which it verifies without a mask and
+without lengths on the host. Otherwise FlashInfer, which alone serves chains and trees, every page
+size and every generation of GPUs. None of them computes in float32; Triton's kernels do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from specvlm_sglang.host.patching import replace_function
 
 logger = logging.getLogger(__name__)
 _REPLACED = ("fa3", "fa4", "trtllm_mha")
+_HOST_PLANS = (
+    "SGLANG_OPT_FLASHINFER_DRAFT_HOST_INDPTR",
+    "SGLANG_OPT_FLASHINFER_VERIFY_HOST_PLAN",
+)
+"""Off in SGLang. Its host lengths are exact under SPECVLM, so no round needs to wait for a copy."""
 _FLOAT32 = ("float", "float32")
 
 
@@ -49,16 +55,27 @@ def kernels_are_there() -> bool:
     return shutil.which("nvcc") is not None or any(path.is_file() for path in compilers)
 
 
+def plan_on_host() -> None:
+    """Let FlashInfer plan from the host's lengths, unless the user's environment says otherwise."""
+    for variable in _HOST_PLANS:
+        os.environ.setdefault(variable, "1")
+
+
 def _prefer_flashinfer(algorithm: str, original: Callable[..., str]) -> Callable[..., str]:
     from sglang.srt.arg_groups.model_override_base import resolving_view
     from sglang.srt.runtime_context import get_platform
 
     def get_default_attn_backend(server_args: Any, use_mla_backend: bool, model_config: Any) -> str:
         chosen = original(server_args, use_mla_backend, model_config)
-        asked = str(resolving_view(server_args).speculative_algorithm).upper()
-        if asked == algorithm and is_float32_on_gpu(resolving_view(server_args)):
+        view = resolving_view(server_args)
+        if str(view.speculative_algorithm).upper() != algorithm:
+            return chosen
+        if is_float32_on_gpu(view):
             return "triton"
-        if asked == algorithm and chosen in _REPLACED and get_platform().has_flashinfer:
+        is_chain = view.speculative_eagle_topk in (None, 1)
+        if chosen == "fa3" and is_chain:
+            return chosen
+        if chosen in _REPLACED and get_platform().has_flashinfer:
             if kernels_are_there():
                 return "flashinfer"
             logger.warning(

@@ -1,14 +1,16 @@
-"""Where FlashInfer's kernels would come from."""
+"""Where FlashInfer's kernels would come from, and how its calls are planned."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from sglang.srt.environ import envs
 
-from specvlm_sglang.host.attention_default import kernels_are_there
+from specvlm_sglang.host.attention_default import kernels_are_there, plan_on_host
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +46,14 @@ def test_a_compiler_of_the_environment_is_enough(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").touch()
     assert kernels_are_there()
+
+
+def test_calls_are_planned_on_the_host_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draft = envs.SGLANG_OPT_FLASHINFER_DRAFT_HOST_INDPTR
+    verify = envs.SGLANG_OPT_FLASHINFER_VERIFY_HOST_PLAN
+    monkeypatch.setattr(os, "environ", {**os.environ, draft.name: "0"})
+    plan_on_host()
+    assert not draft.get()
+    assert verify.get()
