@@ -20,7 +20,7 @@ from specvlm_sglang.pruning.registry import check_policy, find_policy
 from specvlm_sglang.pruning.selection import kept_tokens
 from specvlm_sglang.report.detail import note_rounds, start_detail
 from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER, RequestReport
-from specvlm_sglang.scoring.capture import CapturedRows
+from specvlm_sglang.scoring.running import RunningScores
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class RequestState:
         K, known before anything is computed.
     refusal
         Why the request gets no draft, or None.
-    rows
-        Query rows captured so far; empty before the first and after they were scored.
+    scores
+        Sums of the query rows that were prefilled so far; empty before the first and after use.
     report
         What will be shown of the prefill that is complete, or None.
     notes_rounds
@@ -113,7 +113,7 @@ class RequestState:
     layout: VideoLayout
     kept_video_tokens: int
     refusal: str | None = None
-    rows: CapturedRows = field(default_factory=CapturedRows)
+    scores: RunningScores = field(default_factory=RunningScores)
     report: RequestReport | None = None
     notes_rounds: bool = False
 
@@ -127,8 +127,8 @@ class RequestState:
         """Whether the target's attention decides what the draft sees."""
         return self.prunes and self.refusal is None and self.options.chosen.needs_scores
 
-    def rows_to_capture(self, start: int, stop: int) -> range:
-        """Query rows that a forward pass over positions ``start`` to ``stop`` shall keep.
+    def rows_to_score(self, start: int, stop: int) -> range:
+        """Query rows that a forward pass over positions ``start`` to ``stop`` shall score.
 
         A pass that begins with the first of them begins anew: after a retraction, or where the
         radix cache gave less than before, older rows are of no use.
@@ -137,7 +137,7 @@ class RequestState:
         if not wanted or not self.needs_scores:
             return range(0)
         if wanted.start == self.layout.query_start:
-            self.rows = CapturedRows()
+            self.scores = RunningScores()
         return wanted
 
     def begin_rows_at(self, start: int) -> None:
@@ -156,9 +156,9 @@ class RequestState:
             self.report.detail = start_detail(layout)
         return self.report
 
-    def forget_rows(self) -> None:
-        """The rows were scored, or never will be."""
-        self.rows = CapturedRows()
+    def forget_scores(self) -> None:
+        """They were used, or never will be."""
+        self.scores = RunningScores()
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         )
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.adaptive_controller = None
-        self.scorer = Scorer(target_worker.model_runner, self.device)
+        self.scorer = Scorer(target_worker.model_runner, self.phases, self.device)
         self.chooser = Chooser(self.scorer, self.phases, self.device)
         scheduler_hooks.install(self)
         self.auditor = Auditor(self.config.audit, self.observer)
@@ -148,7 +148,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "draft_kv_tokens": kv.capacity,
             "draft_kv_tokens_in_use": kv.slots_in_use,
             "target_kv_tokens": kv.dense_capacity,
-            "skipped_attention_layers": sorted(self.scorer.capture.skipped_layers),
+            "skipped_attention_layers": sorted(self.scorer.running.skipped_layers),
             "phases": self.phases.as_dict(),
             "audit": self.auditor.state() if self.config.audit > 0 else None,
         }
@@ -173,8 +173,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         pp_proxy_tensors: Any = None,
         coordination_plan: Any = None,
     ) -> Any:
-        """Target prefill with capture, then for each completed prompt: score, select, draft."""
-        self._arm_capture(batch)
+        """Target prefill with scores, then for each completed prompt: select, draft."""
+        self._arm_scores(batch)
         verification.resume(batch.sampling_info, batch.reqs, self.emitted)
         try:
             with self.phases("target_prefill"):
@@ -182,7 +182,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
                     batch, pp_proxy_tensors=pp_proxy_tensors
                 )
         finally:
-            self.scorer.capture.disarm()
+            self.scorer.running.disarm()
         output.new_seq_lens = batch.seq_lens
         if on_publish is not None:
             on_publish(output.new_seq_lens)
@@ -202,14 +202,15 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self._draft_worker.note_kv()
         return output
 
-    def _arm_capture(self, batch: Any) -> None:
+    def _arm_scores(self, batch: Any) -> None:
         passes, start = [], 0
         for req, prefix, extend in zip(
             batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True
         ):
             state = self.requests.of(req)
-            wanted = state.rows_to_capture(prefix, prefix + extend)
-            passes.append((state.rows, wanted, start - prefix))
+            wanted = state.rows_to_score(prefix, prefix + extend)
+            row = req.kv.req_pool_idx
+            passes.append((state.scores, state.layout, wanted, row, start - prefix))
             start += extend
         self.scorer.arm(passes)
 
@@ -226,7 +227,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             else:
                 if prompt is not None:
                     prompts.append((one.index, prompt))
-            one.state.forget_rows()
+            one.state.forget_scores()
         mine = {index for index, _ in prompts}
         # Ranks with other drafts would verify other tokens.
         group, everyone = get_parallel().tp_group, {one.index for one in complete}
@@ -286,9 +287,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Indices of the kept video tokens, int64 ``[K]`` on the device."""
         state = one.state
         return self.chooser.choose(
-            one.row,
             state.layout,
-            state.rows,
+            state.scores,
             one.report,
             policy=state.options.chosen,
             retention=state.options.retention,

@@ -182,7 +182,7 @@ def test_a_request_that_gets_no_draft_reads_no_scores(
     state = requests.of(with_video(2, 11, **fields))
     assert state.refusal == why
     assert not state.needs_scores
-    assert not state.rows_to_capture(0, 24)
+    assert not state.rows_to_score(0, 24)
 
 
 def test_spans_that_do_not_fit_cost_the_request_its_draft_only(
@@ -197,15 +197,15 @@ def test_spans_that_do_not_fit_cost_the_request_its_draft_only(
 def test_rows_are_captured_chunk_by_chunk_and_anew_after_a_retraction(requests: Requests) -> None:
     state = requests.of(with_video(2, 11))
     assert (state.layout.query_start, state.layout.query_stop) == (12, 24)
-    assert not state.rows_to_capture(0, 8)
-    assert state.rows_to_capture(8, 16) == range(12, 16)
-    begun = state.rows
-    assert state.rows_to_capture(16, 24) == range(16, 24)
-    assert state.rows is begun
-    assert state.rows_to_capture(12, 24) == range(12, 24)
-    assert state.rows is not begun
+    assert not state.rows_to_score(0, 8)
+    assert state.rows_to_score(8, 16) == range(12, 16)
+    begun = state.scores
+    assert state.rows_to_score(16, 24) == range(16, 24)
+    assert state.scores is begun
+    assert state.rows_to_score(12, 24) == range(12, 24)
+    assert state.scores is not begun
     state.begin_rows_at(20)
-    assert state.rows_to_capture(16, 24) == range(20, 24)
+    assert state.rows_to_score(16, 24) == range(20, 24)
     state.begin_rows_at(3)
     assert state.layout.query_start == 20, "rows before that are computed"
 

@@ -39,21 +39,35 @@ class PhaseClock:
     def __init__(self, device: str) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.calls = dict.fromkeys(PHASES, 0)
+        self._aside = 0.0
         self._sync = device != "cpu" and os.environ.get(SYNC_VARIABLE, "0") == "1"
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Count the enclosed work as one call of ``phase``, one of `PHASES`."""
-        if self._sync:
-            torch.cuda.synchronize()
-        started = time.perf_counter()
+        aside, started = self._aside, self._now()
         try:
             yield
         finally:
-            if self._sync:
-                torch.cuda.synchronize()
-            self.seconds[phase] += time.perf_counter() - started
+            elapsed = self._now() - started
+            self.seconds[phase] += elapsed - (self._aside - aside)
             self.calls[phase] += 1
+
+    @contextmanager
+    def aside(self, phase: str) -> Iterator[None]:
+        """Count the enclosed time to ``phase`` instead of the phase around it; no call of it."""
+        started = self._now()
+        try:
+            yield
+        finally:
+            elapsed = self._now() - started
+            self.seconds[phase] += elapsed
+            self._aside += elapsed
+
+    def _now(self) -> float:
+        if self._sync:
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Return ``{phase: {"seconds": ..., "calls": ...}}``."""

@@ -1,1 +1,1 @@
-"""Language-to-video attention scores: query rows captured while the target prefills, and the op."""
+"""Language-to-video attention scores: summed while the target prefills, and the op."""

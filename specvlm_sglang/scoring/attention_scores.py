@@ -1,4 +1,4 @@
-"""Language-to-video attention scores from captured queries and the target's KV pool.
+"""Language-to-video attention scores from queries and the target's KV pool.
 
 Call `accumulate_layer_scores` for each layer and `mean_scores` once at the end. The device decides
 which implementation runs: `triton_scores` on CUDA, `torch_scores` elsewhere. Both equal

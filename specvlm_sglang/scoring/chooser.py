@@ -15,7 +15,7 @@ from specvlm_sglang.pruning.selection import Selection, select_in_layout
 from specvlm_sglang.report.detail import add_selection
 from specvlm_sglang.report.observer import RequestReport
 from specvlm_sglang.report.phases import PhaseClock
-from specvlm_sglang.scoring.capture import CapturedRows
+from specvlm_sglang.scoring.running import RunningScores
 from specvlm_sglang.scoring.scorer import Scorer
 
 
@@ -39,9 +39,8 @@ class Chooser:
 
     def choose(
         self,
-        row: int,
         layout: VideoLayout,
-        rows: CapturedRows,
+        running: RunningScores,
         report: RequestReport,
         *,
         policy: Policy,
@@ -54,10 +53,8 @@ class Chooser:
 
         Parameters
         ----------
-        row
-            The request's ``req_pool_idx``.
-        layout, rows
-            Its prompt's, and what was captured of it.
+        layout, running
+            Its prompt's, and the sums of its scores.
         report
             Told how it went.
         policy, retention, top_p
@@ -66,28 +63,31 @@ class Chooser:
         is_scored = policy.needs_scores and layout.query_rows > 0
         if policy.needs_scores and not is_scored:
             report.fallback = "no text after the video"
-        scores = torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
-        selection, failure = None, None
+        scores, selection, failure = None, None, None
         if is_scored:
             started = time.perf_counter()
             with self._phases("scoring"):
                 try:
-                    self._scorer.add_up(scores, rows, row, layout)
+                    self._scorer.check(running, layout)
                 except Exception as error:
                     failure = error
-                scores = self._scorer.mean(scores, rows, layout)
-            report.scoring_seconds = time.perf_counter() - started
+                scores = self._scorer.mean(running, layout)
+            report.scoring_seconds = running.seconds + time.perf_counter() - started
         with self._phases("selection"):
             try:
-                selection = select_in_layout(scores, layout, policy, retention, top_p)
+                given = self._no_scores(layout) if scores is None else scores
+                selection = select_in_layout(given, layout, policy, retention, top_p)
             except Exception as error:
                 failure = failure or error
         selection = _agreed(selection, failure)
         if report.fallback is None:
             report.late_fallback = LateFlag(selection.fallback)
         if report.detail is not None:
-            add_selection(report.detail, scores if is_scored else None, selection)
+            add_selection(report.detail, scores, selection)
         return selection.indices
+
+    def _no_scores(self, layout: VideoLayout) -> torch.Tensor:
+        return torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
 
 
 def _agreed(selection: Selection | None, failure: Exception | None) -> Selection:

@@ -161,18 +161,18 @@ def _probed(worker_class: type) -> type:
             family.videos = checked_videos
             draft._forward_parts = dumped_parts
             draft._draft_extend_for_decode = dumped_extend
-            add_up, mean = self.scorer.add_up, self.scorer.mean
+            keys_of, mean = self.scorer.running._keys_of, self.scorer.mean
 
-            def checked_sum(*arguments: Any) -> None:
+            def checked_keys(layer_id: int) -> torch.Tensor:
                 maybe_fail("scores")
-                add_up(*arguments)
+                return keys_of(layer_id)
 
             def dumped_mean(*arguments: Any) -> torch.Tensor:
                 scores = mean(*arguments)
                 write(kind="scores", rid=self._scoring, scores=scores.clone())
                 return scores
 
-            self.scorer.add_up, self.scorer.mean = checked_sum, dumped_mean
+            self.scorer.running._keys_of, self.scorer.mean = checked_keys, dumped_mean
 
         def verify(self, batch: Any, **options: Any) -> Any:
             result = super().verify(batch, **options)

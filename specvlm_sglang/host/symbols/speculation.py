@@ -319,7 +319,7 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         Symbol("sglang.srt.runtime_context:get_platform"),
     ),
     "flashinfer": (
-        # The target's queries are captured from here.
+        # The target's queries are scored here.
         Symbol(
             f"{_FLASHINFER}:FlashInferAttnBackend.forward_extend",
             ("q", "k", "v", "layer", "forward_batch"),

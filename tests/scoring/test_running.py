@@ -1,0 +1,238 @@
+"""Scores that grow behind a real attention backend's prefill."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from specvlm_sglang.cpu.attention.backend import SpecVLMTorchAttnBackend
+from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
+from specvlm_sglang.scoring.running import RowsOfPass, RunningScorer, RunningScores
+from tests.support.attention import AttentionRig
+
+HEADS, HEAD_DIM = 4, 16
+VIDEO = [1, 2, 4]
+"""Positions of the video in every prompt here."""
+
+
+def attend(
+    rig: AttentionRig, backend: Any, new: list[int], batch: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = batch or rig.extension(new)
+    backend.init_forward_metadata(batch)
+    return rig.attend(backend, batch)
+
+
+def watched(rig: AttentionRig) -> tuple[RunningScorer, SpecVLMTorchAttnBackend]:
+    scorer = RunningScorer(rig.pool.get_key_buffer)
+    backend = SpecVLMTorchAttnBackend(rig.runner)
+    scorer.watch(backend)
+    return scorer, backend
+
+
+def rows_of(
+    rig: AttentionRig, scores: RunningScores, request: int, at: int, positions: range
+) -> RowsOfPass:
+    """Query rows at these positions of a request, from place ``at`` of the pass on."""
+    return RowsOfPass(
+        scores,
+        at,
+        at + len(positions),
+        torch.tensor(rig.slots[request][: positions.stop]),
+        torch.arange(positions.start, positions.stop),
+        torch.tensor(VIDEO),
+    )
+
+
+def expected(rig: AttentionRig, q: torch.Tensor, rows: RowsOfPass) -> torch.Tensor:
+    """The op on the same rows, once the pass is over."""
+    total = torch.zeros(len(VIDEO))
+    accumulate_layer_scores(
+        total,
+        q.view(-1, HEADS, HEAD_DIM)[rows.start : rows.stop],
+        rig.pool.get_key_buffer(0),
+        rows.slots,
+        rows.query_positions,
+        rows.video_positions,
+        rig.layer.scaling,
+        logit_cap=rig.layer.logit_cap or None,
+    )
+    return total
+
+
+@pytest.mark.parametrize("logit_cap", [0.0, 30.0])
+def test_the_rows_of_several_requests_are_scored_in_one_pass(logit_cap: float) -> None:
+    rig = AttentionRig([4, 0, 7], 12, logit_cap=logit_cap)
+    scorer, backend = watched(rig)
+    first, last = RunningScores(), RunningScores()
+    # Requests of 5, 6 and 3 new tokens; the second one has no query rows.
+    plan = [
+        rows_of(rig, first, 0, 2, range(6, 9)),
+        rows_of(rig, last, 2, 11, range(7, 10)),
+    ]
+    scorer.arm(plan)
+    q, _ = attend(rig, backend, [5, 6, 3])
+    scorer.disarm()
+    for scores, rows in zip((first, last), plan, strict=True):
+        assert scores.failure is None
+        assert (scores.rows, scores.layers, scores.heads) == (3, {0}, HEADS)
+        assert scores.total is not None
+        torch.testing.assert_close(scores.total, expected(rig, q, rows), rtol=0, atol=0)
+        assert scores.total.min() > 0
+
+
+def test_passes_add_up() -> None:
+    rig = AttentionRig([6], 12)
+    scorer, backend = watched(rig)
+    scores, wanted = RunningScores(), torch.zeros(len(VIDEO))
+    for _ in range(2):
+        rows = rows_of(rig, scores, 0, 1, range(7, 9))
+        scorer.arm([rows])
+        q, _ = attend(rig, backend, [4])
+        scorer.disarm()
+        wanted += expected(rig, q, rows)
+    assert (scores.rows, scores.layers) == (4, {0})
+    assert scores.total is not None
+    torch.testing.assert_close(scores.total, wanted)
+
+
+def test_layers_add_up_by_their_own_keys() -> None:
+    rig = AttentionRig([6], 8, layers=2)
+    scorer, backend = watched(rig)
+    scores, wanted = RunningScores(), torch.zeros(len(VIDEO))
+    rows = rows_of(rig, scores, 0, 0, range(6, 8))
+    scorer.arm([rows])
+    for layer_id in (0, 1):
+        rig.layer.layer_id = layer_id
+        batch = rig.extension([4])
+        backend.init_forward_metadata(batch)
+        q = rig.random((4, HEADS * HEAD_DIM))
+        k, v = rig.random((4, 2, HEAD_DIM)), rig.random((4, 2, HEAD_DIM))
+        backend.forward_extend(q, k, v, rig.layer, batch)
+        accumulate_layer_scores(
+            wanted,
+            q.view(-1, HEADS, HEAD_DIM)[:2],
+            rig.pool.get_key_buffer(layer_id),
+            rows.slots,
+            rows.query_positions,
+            rows.video_positions,
+            rig.layer.scaling,
+        )
+    scorer.disarm()
+    assert (scores.rows, scores.layers) == (2, {0, 1})
+    torch.testing.assert_close(scores.total, wanted)
+
+
+def test_nothing_is_scored_before_arming_or_after_disarming() -> None:
+    rig = AttentionRig([6], 8)
+    scorer, backend = watched(rig)
+    scores = RunningScores()
+    attend(rig, backend, [4])
+    scorer.arm([rows_of(rig, scores, 0, 0, range(6, 8))])
+    scorer.disarm()
+    attend(rig, backend, [4])
+    assert scores == RunningScores()
+
+
+def test_watching_changes_neither_the_output_nor_the_backends_class() -> None:
+    outputs = []
+    for watch in (False, True):
+        rig = AttentionRig([6], 8, seed=4)
+        backend: Any = SpecVLMTorchAttnBackend(rig.runner)
+        if watch:
+            scorer = RunningScorer(rig.pool.get_key_buffer)
+            scorer.watch(backend)
+            scorer.arm([rows_of(rig, RunningScores(), 0, 0, range(6, 10))])
+        outputs.append(attend(rig, backend, [4])[1])
+        assert type(backend) is SpecVLMTorchAttnBackend
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+
+
+def test_other_instances_of_the_backend_are_not_watched() -> None:
+    rig = AttentionRig([6], 8)
+    scorer, _ = watched(rig)
+    scores = RunningScores()
+    scorer.arm([rows_of(rig, scores, 0, 0, range(6, 8))])
+    attend(rig, SpecVLMTorchAttnBackend(rig.runner), [4])
+    scorer.disarm()
+    assert scores == RunningScores()
+
+
+def test_keys_of_a_quantised_cache_are_scaled() -> None:
+    rig = AttentionRig([6], 8)
+    scorer, backend = watched(rig)
+    totals = []
+    for scale in (None, 0.5):
+        scores = RunningScores()
+        rig.layer.k_scale_float = scale
+        batch = rig.extension([4])
+        backend.init_forward_metadata(batch)
+        scorer.arm([rows_of(rig, scores, 0, 0, range(6, 8))])
+        # The same queries, on the keys that the pool has.
+        scorer._add(torch.linspace(-2, 2, 4 * HEADS * HEAD_DIM).view(4, -1), rig.layer)
+        totals.append(scores.total)
+    assert not torch.allclose(*totals)
+
+
+def test_a_failure_costs_the_request_its_scores_and_nobody_else_anything() -> None:
+    rig = AttentionRig([6, 6], 8)
+    scorer, backend = watched(rig)
+    broken, sound = RunningScores(), RunningScores()
+    bad = rows_of(rig, broken, 0, 0, range(6, 8))
+    object.__setattr__(bad, "slots", bad.slots + 10_000)
+    good = rows_of(rig, sound, 1, 4, range(6, 8))
+    scorer.arm([bad, good])
+    q, attended = attend(rig, backend, [4, 4])
+    scorer.disarm()
+    assert attended.isfinite().all()
+    assert isinstance(broken.failure, IndexError)
+    assert broken.failure.__traceback__ is None, "it would keep the pass's tensors"
+    assert sound.failure is None
+    torch.testing.assert_close(sound.total, expected(rig, q, good), rtol=0, atol=0)
+
+
+def test_sliding_window_layers_are_skipped_and_recorded() -> None:
+    rig = AttentionRig([6], 8, window=3)
+    scorer, backend = watched(rig)
+    scores = RunningScores()
+    scorer.arm([rows_of(rig, scores, 0, 0, range(6, 8))])
+    attend(rig, backend, [4])
+    scorer.disarm()
+    assert scores == RunningScores()
+    assert scorer.skipped_layers == {0}
+
+
+def test_cross_attention_layers_are_skipped_and_recorded() -> None:
+    # Our CPU backend refuses such layers, so a stand-in answers for the model's own.
+    rig = AttentionRig([6], 8)
+    rig.layer.is_cross_attention = True
+    rig.layer.layer_id = 5
+    backend = SimpleNamespace(forward_extend=lambda q, *_: q)
+    scorer = RunningScorer(rig.pool.get_key_buffer)
+    scorer.watch(backend)
+    scores = RunningScores()
+    scorer.arm([rows_of(rig, scores, 0, 0, range(6, 8))])
+    q = rig.random((4, HEADS * HEAD_DIM))
+    assert backend.forward_extend(q, None, None, rig.layer, None) is q
+    assert scores.total is None
+    assert scorer.skipped_layers == {5}
+
+
+def test_what_the_caller_passes_reaches_the_backend_unchanged() -> None:
+    seen: list[Any] = []
+    backend = SimpleNamespace(forward_extend=lambda *args, **kwargs: seen.append((args, kwargs)))
+    RunningScorer(lambda _: torch.empty(0)).watch(backend)
+    backend.forward_extend(1, 2, 3, 4, 5, 6, save_kv_cache=False)
+    assert seen == [((1, 2, 3, 4, 5, 6), {"save_kv_cache": False})]
+
+
+def test_of_separate_backends_it_is_prefills_that_is_watched() -> None:
+    prefill = SimpleNamespace(forward_extend=lambda *_: None)
+    outer = SimpleNamespace(forward_extend=lambda *_: None, prefill_backend=prefill)
+    before = outer.forward_extend, prefill.forward_extend
+    RunningScorer(lambda _: torch.empty(0)).watch(outer)
+    assert outer.forward_extend is before[0]
+    assert prefill.forward_extend is not before[1]
