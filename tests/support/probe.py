@@ -148,7 +148,8 @@ def _probed(worker_class: type) -> type:
                     allocated={req.rid: req.kv.kv_allocated_len for req in batch.reqs},
                 )
                 width = draft.speculative_num_draft_tokens
-                for row, req in enumerate(batch.reqs):
+                # Without any draft in the batch there is no pass.
+                for row, req in enumerate(batch.reqs if seen else ()):
                     count = int(result.accept_lens[row])
                     tokens = result.next_token_ids.view(len(batch.reqs), width)[row, :count]
                     write(
