@@ -6,6 +6,7 @@ stamps, and where it cannot be, decoding begins at the start.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -190,7 +191,12 @@ class PyAVReader:
         """The wanted frames, ascending; from the start where a seek lost its place."""
         walks = [self._decode_from_start]
         if self._timeline.keys:
-            walks = [self._decode_seeking, self._decode_from_start, self._decode_counted]
+            walks = [
+                self._decode_seeking,
+                self._decode_from_start,
+                self._decode_counted,
+                self._decode_damaged,
+            ]
         done = 0
         for walk in walks:
             try:
@@ -210,16 +216,17 @@ class PyAVReader:
     def _decode_from_start(
         self, container: Any, stream: Any, wanted: Sequence[int]
     ) -> Iterator[tuple[int, Any]]:
-        left = iter(wanted)
-        index = next(left, None)
-        is_by_stamp = bool(self._timeline.keys)
-        for number, frame in enumerate(timeline.frames_of(container, stream)):
-            if index is None:
+        frames = timeline.frames_of(container, stream)
+        numbered: Iterator[tuple[int, Any]] = enumerate(frames)
+        if self._timeline.keys:
+            numbered = _in_step(frames, self._timeline.stamps, 0)
+        for index in wanted:
+            for number, frame in numbered:
+                if number == index:
+                    yield index, frame
+                    break
+            else:
                 return
-            at = frame.pts if is_by_stamp else number
-            if at == (self._timeline.stamps[index] if is_by_stamp else index):
-                yield index, frame
-                index = next(left, None)
 
     def _decode_counted(
         self, container: Any, stream: Any, wanted: Sequence[int]
@@ -227,36 +234,55 @@ class PyAVReader:
         """By number, where frames come out with other time stamps than their packets have."""
         with self._opened() as (counted, its_stream):
             found = timeline.count(counted, its_stream)
-        if len(found.stamps) != len(self):
-            return
-        self._timeline = found
-        yield from self._decode_from_start(container, stream, wanted)
+        if len(found.stamps) == len(self):
+            self._timeline = found
+            yield from self._decode_from_start(container, stream, wanted)
+
+    def _decode_damaged(
+        self, container: Any, stream: Any, wanted: Sequence[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """By time stamp, where some frames do not decode."""
+        left = iter(wanted)
+        index = next(left, None)
+        for frame in timeline.frames_of(container, stream):
+            if index is None:
+                return
+            if frame.pts == self._timeline.stamps[index]:
+                yield index, frame
+                index = next(left, None)
 
     def _decode_seeking(
         self, container: Any, stream: Any, wanted: Sequence[int]
     ) -> Iterator[tuple[int, Any]]:
-        frames = timeline.frames_of(container, stream)
+        stamps = self._timeline.stamps
+        frames = _in_step(timeline.frames_of(container, stream), stamps, 0)
         at = 0
         for index in wanted:
-            stamp = self._timeline.stamps[index]
-            assert stamp is not None, "packets without a time stamp are never sought"
-            if index - at > _SEEK_BEYOND_FRAMES and self._has_key_between(at, stamp):
-                frames = self._seek(container, stream, stamp)
-            yield index, _frame_at(frames, stamp)
+            if index - at > _SEEK_BEYOND_FRAMES and self._has_key_between(at, index):
+                frames = self._seek(container, stream, index)
+            frame = next((frame for number, frame in frames if number == index), None)
+            if frame is None or frame.is_corrupt:
+                raise _LostPlaceError
+            yield index, frame
             at = index + 1
 
-    def _has_key_between(self, at: int, stamp: int) -> bool:
-        key, here = self._timeline.key_before(stamp), self._timeline.stamps[at]
+    def _has_key_between(self, at: int, index: int) -> bool:
+        stamps = self._timeline.stamps
+        key, here = self._timeline.key_before(index), stamps[at]
         return key is not None and here is not None and key > here
 
-    def _seek(self, container: Any, stream: Any, stamp: int) -> Iterator[Any]:
-        """Decode from a key frame at or before ``stamp``, wherever the container finds one."""
-        container.seek(self._timeline.key_before(stamp), stream=stream)
+    def _seek(self, container: Any, stream: Any, index: int) -> Iterator[tuple[int, Any]]:
+        """Decode from a key frame at ``index`` or before it, wherever the container finds one."""
+        stamps = self._timeline.stamps
+        container.seek(self._timeline.key_before(index), stream=stream)
         packets = timeline.packets_of(container, stream)
         first = next(packets, None)
-        if first is None or not first.is_keyframe or first.pts is None or first.pts > stamp:
+        if first is None or not first.is_keyframe or first.pts not in self._timeline.keys:
             raise _LostPlaceError
-        return _frames_from(first, packets)
+        landed = bisect_left(stamps, first.pts)
+        if landed > index:
+            raise _LostPlaceError
+        return _in_step(_frames_from(first, packets), stamps, landed)
 
 
 def _frames_from(first: Any, packets: Iterator[Any]) -> Iterator[Any]:
@@ -265,13 +291,23 @@ def _frames_from(first: Any, packets: Iterator[Any]) -> Iterator[Any]:
         yield from timeline.decode(packet)
 
 
-def _frame_at(frames: Iterator[Any], stamp: int) -> Any:
+def _in_step(
+    frames: Iterator[Any], stamps: Sequence[Any], number: int
+) -> Iterator[tuple[int, Any]]:
+    """Number frames from ``number`` on, as long as each has the time stamp of its number.
+
+    What is shown before the first is passed over: it needs frames that were not decoded.
+    """
+    begin = stamps[number]
     for frame in frames:
-        if frame.pts == stamp and not frame.is_corrupt:
-            return frame
-        if frame.pts is None or frame.pts >= stamp:
-            break
-    raise _LostPlaceError
+        if frame.pts is None or number == len(stamps):
+            raise _LostPlaceError
+        if frame.pts < begin:
+            continue
+        if frame.pts != stamps[number]:
+            raise _LostPlaceError
+        yield number, frame
+        number += 1
 
 
 def _video_stream(container: Any) -> Any:

@@ -51,9 +51,10 @@ class Timeline:
     rate: float
     keys: tuple[int, ...] = ()
 
-    def key_before(self, stamp: int) -> int | None:
-        """The last key frame that is shown at ``stamp`` or before it."""
-        at = bisect_right(self.keys, stamp)
+    def key_before(self, index: int) -> int | None:
+        """The time stamp of the last key frame that is shown with frame ``index`` or before it."""
+        stamp = self.stamps[index]
+        at = 0 if stamp is None else bisect_right(self.keys, stamp)
         return self.keys[at - 1] if at else None
 
     def times(self) -> tuple[float, ...]:
