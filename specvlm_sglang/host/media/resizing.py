@@ -71,7 +71,14 @@ def while_decoding(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
         if reader is None:
             return await original(vr, *args, **kwargs)
         plan = _plan(reader)
-        shapes, metadata = await original(plan, *args, **kwargs)
+        try:
+            shapes, metadata = await original(plan, *args, **kwargs)
+        except RuntimeError as error:
+            # Of what is done to a plan, only resizing to nothing fails.
+            raise ValueError(
+                f"a video of {reader.width} x {reader.height} pixels has no size within min_pixels "
+                "and max_pixels: its sides are too unequal, or max_pixels is too small"
+            ) from error
         frames, _, height, width = shapes.shape
         check_size(frames, height, width)
         return _resized(reader, plan.indices, height, width), metadata
