@@ -53,8 +53,8 @@ def install() -> None:
         "sglang.srt.utils.video_decoder", "VideoDecoderWrapper.__init__", _with_our_reader
     )
     replace_function(_COMMON, "_normalize_video_input", _with_resolved_videos)
-    for name in ("load_image", "get_image_bytes"):
-        replace_function(_COMMON, name, _with_resolved_images)
+    replace_function(_COMMON, "load_image", _with_resolved_images)
+    replace_function(_COMMON, "get_image_bytes", _with_resolved_images)
     replace_function(_COMMON, "get_mm_http_session", download.with_watched_connections)
     replace_function(_COMMON, "download_remote_media", download.with_a_deadline)
     replace_function(_COMMON, "configure_media_url_security", _before_a_processor)

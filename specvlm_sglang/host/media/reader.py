@@ -24,6 +24,8 @@ from specvlm_sglang.host.media.timeline import Timeline
 
 # Decoding on is cheaper than seeking when the next wanted frame is this close.
 _SEEK_BEYOND_FRAMES = 48
+_CROPPED_PIXELS = 1 << 20
+_MOST_PIXELS = (1 << 31) - 1
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 Picture = npt.NDArray[np.uint8]
@@ -103,8 +105,9 @@ class PyAVReader:
                     stream = _video_stream(container)
                     stream.thread_type = "AUTO"
                     check_size(1, stream.codec_context.height, stream.codec_context.width)
-                    # Decoders refuse pictures that grow beyond it inside the stream.
-                    limit = max(1, max_decoded_bytes() // 3)
+                    # Decoders refuse pictures that grow beyond it inside the stream; generous, for
+                    # they count a picture before it is cropped.
+                    limit = min(max_decoded_bytes() + _CROPPED_PIXELS, _MOST_PIXELS)
                     stream.codec_context.options = {"max_pixels": str(limit)}
                     yield container, stream
             except av.error.FFmpegError as error:

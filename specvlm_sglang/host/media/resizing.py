@@ -6,6 +6,7 @@ here as it comes, by the same function to the same size, so the pixels are the s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,7 +82,9 @@ def while_decoding(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
             ) from error
         frames, _, height, width = shapes.shape
         check_size(frames, height, width)
-        return _resized(reader, plan.indices, height, width), metadata
+        # In a thread: the event loop that answers all requests waits for no video.
+        resized = await asyncio.to_thread(_resized, reader, plan.indices, height, width)
+        return resized, metadata
 
     return preprocess_video
 

@@ -138,7 +138,7 @@ def test_errors_are_short_and_repeat_no_media(kind: str, modality: Modality, wra
     if wrapped and isinstance(data, str):
         part = VideoData if modality == Modality.VIDEO else common.ImageData
         data = part(url=data)
-    with pytest.raises(ValueError, match="[a-z]{3}") as caught:
+    with pytest.raises(ValueError, match=r"[a-z]{3}") as caught:
         load(data, modality)
     said = str(caught.value)
     assert 10 < len(said) <= 320

@@ -205,6 +205,14 @@ def test_a_stored_picture_beyond_the_limit_is_refused_before_it_is_decoded(
         list(reader.pictures([index], resized=(2, 2)))
 
 
+@pytest.mark.parametrize("limit", [1 << 31, 1 << 40])
+def test_a_limit_beyond_what_ffmpeg_can_count_is_no_error(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MAX_DECODED_BYTES_VARIABLE, str(limit))
+    assert len(PyAVReader(str(clips.write_clip(tmp_path / "clip.mp4")))) == 12
+
+
 def test_many_frames_are_read_one_by_one_where_together_they_would_exceed_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,12 +131,30 @@ def synthetic() -> Any:
 def test_a_hundred_seconds_of_4k_fit_where_only_what_is_kept_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Its 200 frames as they are stored take 4.6 GiB, of which one needs 24 MiB.
-    monkeypatch.setenv(MAX_DECODED_BYTES_VARIABLE, str(300 << 20))
+    # As they are stored, 50 of its frames take 1.2 GB, and one takes 25 MB.
+    monkeypatch.setenv(MAX_DECODED_BYTES_VARIABLE, str(100_000_000))
     video = synthetic()
-    frames, metadata = preprocess(video, max_pixels=64 * 28 * 28, min_pixels=28 * 28)
-    assert len(frames) == video._decoder.drawn == 200
+    frames, metadata = preprocess(video, fps=0.5)
+    assert len(frames) == video._decoder.drawn == 50
     assert frames[:, 0, 0, 0].tolist() == [index % 251 for index in metadata["frames_indices"]]
+
+
+def test_the_event_loop_goes_on_while_a_video_is_decoded() -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.005)
+            ticks += 1
+
+    async def both() -> int:
+        ticking = asyncio.create_task(tick())
+        await qwen_vl.preprocess_video(synthetic(), video_config={"nframes": 8})
+        ticking.cancel()
+        return ticks
+
+    assert asyncio.run(both()) > 8
 
 
 def test_frames_that_are_kept_beyond_the_limit_are_refused_before_one_is_decoded(

@@ -36,7 +36,7 @@ BASE64 = base64.b64encode(CONTENT).decode()
 URL_SAFE = base64.urlsafe_b64encode(CONTENT).decode()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def hooked() -> Iterator[None]:
     with unhooked(*HOOKED):
         install.install()
