@@ -12,7 +12,7 @@ from typing import Any
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.media import download, resizing
 from specvlm_sglang.host.media.reader import PyAVReader
-from specvlm_sglang.host.media.sources import resolve, resolve_image, shortened
+from specvlm_sglang.host.media.sources import name_of, resolve, resolve_image, shortened
 from specvlm_sglang.host.patching import replace_function
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,9 @@ def _with_short_errors(original: Callable[..., Any]) -> Callable[..., Any]:
             is_request = isinstance(error, ValueError) or isinstance(
                 cause, OSError | DecompressionBombError
             )
-            raise (ValueError if is_request else RuntimeError)(shortened(cause)) from cause
+            name = name_of(data)
+            said = f"{name}: {shortened(cause)}" if name else shortened(cause)
+            raise (ValueError if is_request else RuntimeError)(said) from cause
 
     return _load_single_item
 

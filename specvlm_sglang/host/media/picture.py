@@ -34,9 +34,10 @@ def check_size(frames: int, height: int, width: int) -> None:
     limit = max_decoded_bytes()
     size = frames * height * width * 3
     if size > limit:
+        what = "1 frame" if frames == 1 else f"{frames} frames"
         raise ValueError(
-            f"{frames} frames of {width} x {height} pixels decode to {size} bytes; the limit is "
-            f"{limit} ({MAX_DECODED_BYTES_VARIABLE})"
+            f"{what} of {width} x {height} pixels: {size} bytes; the limit is {limit} "
+            f"({MAX_DECODED_BYTES_VARIABLE})"
         )
 
 

@@ -18,6 +18,7 @@ import pybase64
 # Base64 may begin with a slash too, but a whole file in it is longer than any path.
 LONGEST_PATH = 4096
 LONGEST_MESSAGE = 300
+_LONGEST_NAME = 60
 _MARKER = re.compile(r";\s*base64\s*,", re.IGNORECASE)
 _PARAMETERS = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")*,')
 _LONGEST_MEDIA_TYPE = 1024
@@ -191,9 +192,22 @@ def load_frame(source: Any) -> Any:
 
 
 def shortened(error: BaseException) -> str:
-    """What an error says, in at most `LONGEST_MESSAGE` characters."""
+    """What an error says, in at most `LONGEST_MESSAGE` characters: its beginning and its end."""
     text = str(error)
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+    half = (LONGEST_MESSAGE - 5) // 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
+
+
+def name_of(source: Any) -> str:
+    """A short name of a path or URL, to tell it from others; empty for everything else.
+
+    No media byte is in it: base64 has no dot, and a data URL none before its data.
+    """
+    text = getattr(source, "url", source)
+    if not isinstance(text, str) or is_data_url(text):
+        return ""
+    name = re.split(r"[?#]", text)[0].rsplit("/", 1)[-1]
+    return name[-_LONGEST_NAME:] if "." in name else ""
 
 
 def _content(url: str) -> bytes:

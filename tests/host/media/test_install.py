@@ -175,3 +175,21 @@ def test_installing_twice_changes_nothing() -> None:
     common.configure_media_url_security()
     after = [common.load_image, video_decoder.VideoDecoderWrapper.__init__, qwen_vl.smart_nframes]
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("/nowhere/cut.mp4", "cut.mp4: "),
+        ("/nowhere/cut.mp4?a=b#c", "cut.mp4: "),
+        (VideoData(url="file:///nowhere/cut.mp4"), "cut.mp4: "),
+        (f"/nowhere/{'a' * 200}.mp4", f"{'a' * 56}.mp4: "),
+        ("data:video/x.y;base64,!!", "a data URL must be base64"),
+        ("/nowhere/AAAA", "the server finds no such file"),
+        (b"a.mp4", "Could not decode video: "),
+    ],
+)
+def test_an_error_names_the_file_that_it_is_about(data: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=r"[a-z]{3}") as caught:
+        load(data, Modality.VIDEO)
+    assert str(caught.value).startswith(name)
