@@ -128,7 +128,8 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """The packets from where the container stands; a file that is cut off just ends."""
     try:
         yield from container.demux(stream)
-    except (av.error.InvalidDataError, av.error.EOFError):
+    except (av.error.InvalidDataError, av.error.EOFError, IndexError):
+        # The last: PyAV, at the very end, where a stream that it had not seen came up on the way.
         return
 
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -213,6 +214,41 @@ def test_a_transport_stream_cut_in_the_middle_of_a_group_is_numbered_by_what_dec
     assert 20 < len(reader) < 80
     far = [0, len(reader) - 1]
     assert numbered.read_all(reader.get_batch(far).frames) == [numbers[0], numbers[-1]]
+
+
+def test_streams_that_come_up_on_the_way_disturb_nothing(tmp_path: Path) -> None:
+    path = numbered.write(tmp_path / "a.ts", "libx264", frames=60, options={"bf": "2"})
+    packets = bytearray(path.read_bytes())
+    # A map of the programme, somewhere later, that lists more streams than the first did.
+    other = write_with_sound(tmp_path / "b.ts").read_bytes()
+    maps = [at for at in range(0, len(other), 188) if identifier(other, at) == 0x1000]
+    later = len(packets) // 188 * 3 // 4 * 188
+    packets[later:later] = other[maps[0] : maps[0] + 188]
+    sound = [at for at in range(0, len(other), 188) if identifier(other, at) == 0x101]
+    packets += b"".join(other[at : at + 188] for at in sound)
+    reader = PyAVReader(bytes(packets))
+    assert numbered.read_all(reader.get_batch(range(len(reader))).frames) == list(range(60))
+
+
+def identifier(stream: bytes, at: int) -> int:
+    """Which of a transport stream's parts the packet at ``at`` belongs to."""
+    return (stream[at + 1] & 0x1F) << 8 | stream[at + 2]
+
+
+def write_with_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = numbered.WIDTH, numbered.HEIGHT, "yuv420p"
+        sound = file.add_stream("mp2", rate=48000, layout="mono")
+        for index in range(30):
+            picture = av.VideoFrame.from_ndarray(numbered.draw(index), format="rgb24")
+            file.mux(video.encode(picture))
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = 48000, index * 1152
+            file.mux(sound.encode(frame))
+        file.mux(video.encode())
+        file.mux(sound.encode())
+    return path
 
 
 def test_a_rate_of_a_broadcast_stays_a_fraction(tmp_path: Path) -> None:
