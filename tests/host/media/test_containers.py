@@ -21,7 +21,6 @@ from tests.support import numbered
 FRAMES = 130
 B_FRAMES = {"g": "12", "bf": "2"}
 INTERLACED = {**B_FRAMES, "flags": "+ildct+ilme"}
-# Reference pictures that are never shown stand as packets of their own.
 HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "40", "b": "200k"}
 X265 = {"x265-params": "keyint=30:bframes=3:log-level=none"}
 FULL = {"pix_fmt": "yuvj420p"}
@@ -249,6 +248,38 @@ def write_with_sound(path: Path) -> Path:
         file.mux(video.encode())
         file.mux(sound.encode())
     return path
+
+
+def hide(path: Path, hidden: set[int], to: Path) -> Path:
+    """The VP8 file with some pictures marked as references that are never shown."""
+    with av.open(str(path)) as old, av.open(str(to), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for index, packet in enumerate(old.demux(video=0)):
+            if packet.size:
+                content = bytearray(bytes(packet))
+                if index in hidden:
+                    content[0] &= 0b1110_1111
+                changed = av.Packet(bytes(content))
+                changed.pts, changed.dts, changed.time_base = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                )
+                changed.is_keyframe, changed.stream = packet.is_keyframe, stream
+                new.mux(changed)
+    return to
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.ivf"])
+def test_pictures_that_are_never_shown_are_no_frames(name: str, tmp_path: Path) -> None:
+    whole = numbered.write(tmp_path / "whole.webm", "libvpx", frames=130, options={"g": "30"})
+    hidden = {7, 58, 100}
+    reader = PyAVReader(hide(whole, hidden, tmp_path / name).read_bytes())
+    shown = [number for number in range(130) if number not in hidden]
+    assert len(reader) == 127
+    for indices in ([0, 7, 60, 126], [8, 125]):
+        expected = [shown[index] for index in indices]
+        assert numbered.read_all(reader.get_batch(indices).frames) == expected
 
 
 def test_a_rate_of_a_broadcast_stays_a_fraction(tmp_path: Path) -> None:

@@ -266,3 +266,21 @@ def test_pictures_are_never_taken_from_a_stream_of_thumbnails(tmp_path: Path) ->
     assert choose([thumbnails | DEFAULT, 0]) == 1
     assert choose([COVER, DEFAULT]) == 1
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "hidden"),
+    [
+        (0b1000_0010, 0, False),  # a key frame that is shown
+        (0b1000_0110, 0, False),  # another frame that is shown
+        (0b1000_0100, 0, True),
+        (0b1000_1000, 0, False),  # shows a frame that was decoded before
+        (0b1000_0100, 0b1100_0001, False),  # several in one packet, the last of which is shown
+        (0b1011_0001, 0, False),  # profile 3 has one more bit
+        (0b1011_0010, 0, True),
+        (0b1011_0100, 0, False),
+    ],
+)
+def test_a_vp9_packet_says_whether_it_shows_a_picture(head: int, tail: int, hidden: bool) -> None:
+    assert timeline._is_hidden(bytes([head, 0, 0, tail]), "vp9") == hidden
+    assert not timeline._is_hidden(bytes([head, 0, 0, tail]), "h264")
