@@ -44,7 +44,7 @@ def encode_frames(path: str, num_frames: int) -> str:
     """
     from PIL import Image
 
-    from specvlm_sglang.host.video import PyAVReader
+    from specvlm_sglang.host.media.reader import PyAVReader
 
     if num_frames < 1:
         raise ValueError(f"num_frames={num_frames} must be at least 1")

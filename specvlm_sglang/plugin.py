@@ -44,11 +44,11 @@ def register() -> None:
         logger.error("%s", mismatch)
         return
     from specvlm_sglang import config
-    from specvlm_sglang.host import flags, video, video_errors
+    from specvlm_sglang.host import flags
+    from specvlm_sglang.host.media import install as media
 
     flags.install(config.add_flags, after_parsing=apply_flags)
-    video.install()
-    video_errors.install()
+    media.install()
     from specvlm_sglang.models.native.llava_onevision import registration
 
     registration.register()

@@ -9,7 +9,7 @@ import pytest
 
 from specvlm_sglang.frontend import PREFIX, decode_frames, encode_frames
 from specvlm_sglang.host.frontend_video import IMAGE, VIDEO, split_media
-from specvlm_sglang.host.video import PyAVReader
+from specvlm_sglang.host.media.reader import PyAVReader
 
 
 def test_frames_survive_the_wire_unchanged(clip_paths: list[Path]) -> None:

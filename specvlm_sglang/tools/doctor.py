@@ -211,14 +211,19 @@ def _free_bytes() -> tuple[int, str]:
 
 
 def _video() -> Iterator[Finding]:
-    from specvlm_sglang.host.video import torchcodec_works
+    import av
 
-    if torchcodec_works():
-        yield Finding("video", "torchcodec with the system's FFmpeg")
+    from specvlm_sglang.host.media.install import DECODER_VARIABLE, decoder
+
+    try:
+        chosen = decoder()
+    except ValueError as error:
+        yield Finding("video", str(error), "correct or unset the variable", blocks=True)
+        return
+    if chosen == "pyav":
+        yield Finding("video", f"PyAV {av.__version__} with its own FFmpeg")
     else:
-        import av
-
-        yield Finding("video", f"PyAV {av.__version__} with its own FFmpeg (torchcodec finds none)")
+        yield Finding("video", f"SGLang's own decoder ({DECODER_VARIABLE})")
 
 
 def _settings() -> Iterator[Finding]:

@@ -163,7 +163,7 @@ ROOMS = {
         ],
     ),
     "video": (
-        "specvlm_sglang.host.video",
+        "specvlm_sglang.host.media.install",
         {},
         [("sglang.srt.utils.video_decoder", "VideoDecoderWrapper.__init__")],
     ),

@@ -57,7 +57,7 @@ BROKEN = {
     ),
     "more pixels than the server decodes": Broken(
         lambda path: clips.write_clip(path, height=1088, width=1920, frames=4),
-        "4 frames of 1920 x 1088 pixels decode to 25067520 bytes; the limit is 4194304",
+        "1 frame of 1920 x 1088 pixels: 6266880 bytes; the limit is 4194304",
     ),
     MISSING: Broken(_missing, "the server finds no such file"),
 }

@@ -20,12 +20,30 @@ VIDEO: dict[str, tuple[Symbol, ...]] = {
             "_tmp_path",
         ),
     ),
-    "video errors": (Symbol("sglang.srt.utils.common:_normalize_video_input", ("video_file",)),),
-    "frame count": (
+    "media sources": (
+        Symbol("sglang.srt.utils.common:_normalize_video_input", ("video_file",)),
+        Symbol("sglang.srt.utils.common:load_image", ("image_file", "gpu_image_decode")),
+        Symbol("sglang.srt.utils.common:get_image_bytes", ("image_file",)),
+        Symbol("sglang.srt.utils.common:get_mm_http_session", ()),
+        Symbol("sglang.srt.utils.common:download_remote_media", ("url", "timeout")),
+        Symbol("sglang.srt.utils.common:configure_media_url_security"),
+        Symbol("sglang.srt.utils.common:CLIENT_MEDIA_EXCEPTIONS"),
+    ),
+    "media errors": (
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor._load_single_item", ("data", "modality")),
+    ),
+    "video resizing": (
         Symbol(
             "sglang.srt.multimodal.processors.qwen_vl:smart_nframes",
             ("ele", "total_frames", "video_fps"),
         ),
+        Symbol("sglang.srt.multimodal.processors.qwen_vl:preprocess_video", ("vr",)),
+        Symbol(
+            "sglang.srt.utils.video_decoder:VideoDecoderWrapper.get_frames_as_tensor",
+            ("indices",),
+        ),
+        Symbol("sglang.srt.utils.video_decoder:VideoDecoderWrapper.avg_fps"),
+        Symbol("sglang.srt.utils.common:is_cpu", ()),
     ),
     "exact vision": (
         Symbol("sglang.srt.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward", ("x", "grid_thw")),

@@ -8,6 +8,7 @@ Pixels come from the checkpoint's own image and video processors. One image in a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sglang.srt.multimodal.processors.base_processor import (
 from sglang.srt.utils.video_decoder import VideoDecoderWrapper
 
 from specvlm_sglang.host import contract
+from specvlm_sglang.host.media.resizing import decoded_groups
 from specvlm_sglang.models.native.llava_onevision import chat
 from specvlm_sglang.models.native.llava_onevision.frames import FrameSampling
 from specvlm_sglang.models.native.llava_onevision.model import (
@@ -67,6 +69,7 @@ class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
                 "the checkpoint fixes how an image is tiled"
             )
         self.layout = Layout.of(hf_config)
+        self.frame_size = (hf_config.vision_config.image_size,) * 2
         self.sampling = FrameSampling().with_settings(self.video_config)
         self.mm_tokens = MultimodalSpecialTokens(
             image_token_id=hf_config.image_token_id, video_token_id=hf_config.video_token_id
@@ -161,15 +164,20 @@ class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
     def _video_item(
         self, processor: Any, video: Any, sampling: FrameSampling
     ) -> MultimodalDataItem:
+        groups: Iterable[Any] = [video]
         if isinstance(video, VideoDecoderWrapper):
             indices = sampling.indices(len(video), video.avg_fps)
-            video = video.get_frames_as_tensor(indices).permute(0, 3, 1, 2)
-        processed = processor.video_processor(
-            [video], do_sample_frames=False, return_tensors="pt", **self._device(processor)
-        )
-        pixels = processed["pixel_values_videos"][0]
+            groups = decoded_groups(video, indices, self.frame_size)
+        pixels = torch.cat([self._frame_pixels(processor, group) for group in groups])
         side = self.layout.pooled_side
         return self._item(Modality.VIDEO, pixels, video_grid=(len(pixels), side, side))
+
+    def _frame_pixels(self, processor: Any, frames: Any) -> torch.Tensor:
+        processed = processor.video_processor(
+            [frames], do_sample_frames=False, return_tensors="pt", **self._device(processor)
+        )
+        pixels: torch.Tensor = processed["pixel_values_videos"][0]
+        return pixels
 
     def _device(self, processor: Any) -> dict[str, Any]:
         """Where the fast processors run, as SGLang decides for all models."""

@@ -1,23 +1,22 @@
-"""PyAV behind SGLang's video decoder: the right frames, and a clear word about broken files."""
+"""The reader of H.264 in mp4: any frames in any order, limits, broken files, receipts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sglang.srt.utils import video_decoder
-from sglang.srt.utils.common import load_video
 
-from specvlm_sglang.host import video
-from specvlm_sglang.host.video import MAX_DECODED_BYTES_VARIABLE, PyAVReader
+from specvlm_sglang.host.media import formats
+from specvlm_sglang.host.media.picture import MAX_DECODED_BYTES_VARIABLE
+from specvlm_sglang.host.media.reader import PyAVReader
+from specvlm_sglang.host.media.receipt import VideoReceipt
 from tests.support import clips
-from tests.support.hooks import unhooked
 
 FRAMES = 130
 # More than 48 frames lie between two key frames, and between wanted frames: it must seek.
@@ -165,7 +164,7 @@ def test_frames_that_the_index_promises_and_the_file_lacks_are_named(tmp_path: P
     cut = PyAVReader(str(path))
     np.testing.assert_array_equal(cut[3], reader[3])
     # As the file was when it was opened; a cut one says so instead of repeating a frame.
-    cut._time_stamps = reader._time_stamps
+    cut._timeline = reader._timeline
     with pytest.raises(ValueError, match="cannot be decoded"):
         cut[59]
 
@@ -180,7 +179,7 @@ def test_more_decoded_bytes_than_the_limit_are_refused_before_decoding(
         assert len(reader.get_batch(range(frames)).frames) == frames
         return
     monkeypatch.setattr(reader, "_decode", lambda wanted: pytest.fail("decoded"))
-    with pytest.raises(ValueError, match=r"3 frames of 128 x 96 pixels decode to 110592 bytes; .*"):
+    with pytest.raises(ValueError, match=r"3 frames of 128 x 96 pixels: 110592 bytes; .*"):
         reader.get_batch(range(frames))
 
 
@@ -188,63 +187,96 @@ def test_absurd_dimensions_are_refused_by_their_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = PyAVReader(str(clips.write_clip(tmp_path / "clip.mp4")))
-    reader._height = reader._width = 60_000
+    reader.height = reader.width = 60_000
     with pytest.raises(ValueError, match=f"60000 x 60000 .*{MAX_DECODED_BYTES_VARIABLE}"):
         reader[0]
 
 
-@pytest.fixture
-def wrapper(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
-    """SGLang's wrapper on a machine whose torchcodec finds no FFmpeg."""
-    monkeypatch.setattr(video, "torchcodec_works", lambda: False)
-    monkeypatch.setattr(video_decoder, "_BACKEND", "torchcodec")
-    with unhooked(("sglang.srt.utils.video_decoder", "VideoDecoderWrapper.__init__")):
-        video.install()
-        yield video_decoder.VideoDecoderWrapper
-
-
-@pytest.mark.parametrize("as_bytes", [False, True], ids=["path", "bytes"])
-def test_sglangs_wrapper_reads_frames_rate_and_shape_through_pyav(
-    wrapper: type, as_bytes: bool, encoded: tuple[Path, np.ndarray]
+@pytest.mark.parametrize("index", [0, 5])
+def test_a_stored_picture_beyond_the_limit_is_refused_before_it_is_decoded(
+    index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, frames = encoded
-    with wrapper(path.read_bytes() if as_bytes else str(path)) as decoder:
-        assert isinstance(decoder._decoder, PyAVReader)
-        assert len(decoder) == FRAMES
-        assert decoder.avg_fps == 25.0
-        assert decoder.frame_shape == (48, 64)
-        assert decoder.source_bytes == path.read_bytes()
-        np.testing.assert_array_equal(decoder[9], frames[9])
-        np.testing.assert_array_equal(decoder.get_frames_at([90, 4]), frames[[90, 4]])
+    path = clips.write_clip(tmp_path / "clip.mp4")
+    reader = PyAVReader(str(path))
+    monkeypatch.setenv(MAX_DECODED_BYTES_VARIABLE, str(96 * 128 * 3 - 1))
+    with pytest.raises(ValueError, match=r"1 frame of 128 x 96 pixels: 36864 bytes"):
+        PyAVReader(str(path))
+    with pytest.raises(ValueError, match="the limit is"):
+        list(reader.pictures([index], resized=(2, 2)))
 
 
-def test_sglang_loads_files_and_data_urls_with_it(wrapper: type, clip_paths: list[Path]) -> None:
-    path = clip_paths[0]
-    frames = sequential(path)
-    for source in (str(path), clips.data_url(path), path.read_bytes()):
-        decoder = load_video(source, use_gpu=False)
-        assert isinstance(decoder, wrapper)
-        np.testing.assert_array_equal(decoder.get_frames_at([0, 11]), frames[[0, 11]])
-
-
-def test_a_broken_file_reaches_sglang_as_a_value_error(wrapper: type, tmp_path: Path) -> None:
-    path = clips.write_text_file(tmp_path / "text.mp4")
-    with pytest.raises(ValueError, match="not a readable video file"):
-        wrapper(str(path))
-
-
-def test_where_torchcodec_works_sglangs_own_decoder_stays(
-    wrapper: type, monkeypatch: pytest.MonkeyPatch, clip_paths: list[Path]
+@pytest.mark.parametrize("limit", [1 << 31, 1 << 40])
+def test_a_limit_beyond_what_ffmpeg_can_count_is_no_error(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = []
-    monkeypatch.setattr(video, "torchcodec_works", lambda: True)
-    monkeypatch.setattr(
-        video_decoder,
-        "VideoDecoder",
-        lambda source, **options: given.append(source) or SimpleNamespace(),
-        raising=False,
+    monkeypatch.setenv(MAX_DECODED_BYTES_VARIABLE, str(limit))
+    assert len(PyAVReader(str(clips.write_clip(tmp_path / "clip.mp4")))) == 12
+
+
+def test_many_frames_are_read_one_by_one_where_together_they_would_exceed_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MAX_DECODED_BYTES_VARIABLE, str(96 * 128 * 3))
+    reader = PyAVReader(str(clips.write_clip(tmp_path / "clip.mp4")))
+    assert [index for index, _ in reader.pictures(range(12))] == list(range(12))
+    with pytest.raises(ValueError, match="12 frames"):
+        reader.get_batch(range(12))
+
+
+def test_the_receipt_says_what_was_read(tmp_path: Path) -> None:
+    reader = PyAVReader(str(clips.write_clip(tmp_path / "clip.mp4", frames=12, fps=6)))
+    assert reader.receipt is None
+    reader.get_batch([11, 0, -6])
+    whole = VideoReceipt(
+        container="mov,mp4,m4a,3gp,3g2,mj2",
+        codec="h264",
+        duration=2.0,
+        frames=12,
+        frames_used=(11, 0, 6),
+        times=(11 / 6, 0.0, 1.0),
+        size=(96, 128),
+        resized=(96, 128),
     )
-    decoder = wrapper(str(clip_paths[0]))
-    assert given == [str(clip_paths[0])]
-    assert not isinstance(decoder._decoder, PyAVReader)
-    assert video_decoder._BACKEND == "torchcodec"
+    assert reader.receipt == whole
+    list(reader.pictures([0, 6], resized=(28, 56)))
+    assert reader.receipt is not None
+    assert reader.receipt.frames_used == (0, 6)
+    assert (reader.receipt.size, reader.receipt.resized) == ((96, 128), (28, 56))
+
+
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="a directory, a pipe or a device"):
+            PyAVReader(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "it is empty"),
+        (b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/a.ts\n", "playlists, session descriptions"),
+        (b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\n", "playlists, session descriptions"),
+        (b"ffconcat version 1.0\nfile a.mp4\n", "playlists, session descriptions"),
+        (b"<?xml version='1.0'?><MPD/>", "playlists, session descriptions"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "send it as an image"),
+    ],
+)
+def test_what_is_no_video_is_named(content: bytes, says: str) -> None:
+    with pytest.raises(ValueError, match=f"not a readable video file .*{says}"):
+        PyAVReader(content)
+
+
+def test_a_picture_is_sent_back_as_a_picture(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tiff"):
+        with pytest.raises(ValueError, match="send it as an image"):
+            PyAVReader(str(clips.write_image(tmp_path / name)))
+
+
+def test_a_kind_of_file_that_is_not_on_the_list_is_named_as_such() -> None:
+    sami = b"<SAMI><HEAD><TITLE>x</TITLE></HEAD><BODY><SYNC Start=0><P>x</BODY></SAMI>"
+    with pytest.raises(ValueError, match="this kind of file is not read; mp4, mov"):
+        PyAVReader(sami)
+    assert "sami" not in formats.VIDEO_FORMATS

@@ -1,0 +1,1 @@
+"""What people send: video files and where they come from, before any model sees them."""
