@@ -49,6 +49,7 @@ SERVER: dict[str, tuple[Symbol, ...]] = {
         Symbol(f"{_PROTOCOL}:ChatCompletionMessageGenericParam.content"),
         Symbol(f"{_PROTOCOL}:ChatCompletionMessageUserParam.content"),
         Symbol(f"{_PROTOCOL}:ChatCompletionRequest.messages"),
+        Symbol(f"{_PROTOCOL}:TokenizeRequest.messages"),
     ),
     "responses": (
         Symbol(

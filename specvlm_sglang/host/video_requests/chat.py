@@ -85,6 +85,7 @@ def install() -> None:
         protocol.ChatCompletionMessageGenericParam,
         protocol.ChatCompletionMessageUserParam,
         protocol.ChatCompletionRequest,
+        protocol.TokenizeRequest,
     ):
         holder.model_rebuild(force=True)
 

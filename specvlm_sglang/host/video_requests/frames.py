@@ -45,8 +45,10 @@ class FrameList:
     ----------
     pictures
         Each a path, a URL, a data URL or base64, as SGLang takes an image.
+    rate
+        Frames per second; None where the list does not say it.
     times
-        Seconds of each frame, ascending; None where only a rate is known.
+        Seconds of each frame, ascending; None where the rate says them.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class FrameList:
     """
 
     pictures: tuple[Any, ...]
+    rate: float | None = None
     times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +86,7 @@ class FrameList:
         own
             Options beside the list: `nframes` and `max_frames` leave some out, evenly.
         merged
-            All that hold for it: their `fps` is its rate.
+            All that hold for it: their `fps` is its rate where it has none.
 
         Raises
         ------
@@ -98,7 +101,7 @@ class FrameList:
                 "max_frames beside it, or send a file"
             )
         chosen = [int(index) for index in np.linspace(0, count - 1, wanted)]
-        rate = merged.fps or DEFAULT_RATE
+        rate = self.rate or merged.fps or DEFAULT_RATE
         times = self.times or [index / rate for index in range(count)]
         return ChosenFrames(
             tuple(self.pictures[index] for index in chosen),

@@ -127,25 +127,28 @@ def _read_string(text: str) -> VideoInput:
 
 def _read_fields(given: Mapping[str, Any]) -> VideoInput:
     fields = {_NATIVE_NAMES.get(key, key): value for key, value in given.items()}
-    options = read_options(fields, "the video", (*SOURCES, TIMES))
     sources = [fields[name] for name in SOURCES if fields.get(name) is not None]
     if len(sources) != 1:
         raise ValueError("a video has either a url or a list of frames as its video")
-    source, times = sources[0], fields.get(TIMES)
+    source, times, rate = sources[0], fields.get(TIMES), None
     frames = jpeg_frames(source) if isinstance(source, str) else None
     if isinstance(source, list):
         frames = tuple(source)
+    if frames is not None:
+        # No frame is chosen by it, so it may stand beside `nframes`.
+        rate = read_options({"fps": fields.pop("fps", None)}, "the video").fps
+    options = read_options(fields, "the video", (*SOURCES, TIMES))
     if frames is None:
         if times is not None:
             raise ValueError("times belong to a list of frames, not to a file")
         if not isinstance(source, str | bytes):
             raise ValueError(f"the video's url={shown(source)} must be a string or a list of them")
         return VideoInput(source, options)
-    if times is not None and options.fps is not None:
+    if times is not None and rate is not None:
         raise ValueError("fps and times of a list of frames exclude each other")
     if times is not None and not isinstance(times, list):
         raise ValueError(f"times={shown(times)} must be a list of seconds")
-    return VideoInput(FrameList(frames, None if times is None else tuple(times)), options)
+    return VideoInput(FrameList(frames, rate, None if times is None else tuple(times)), options)
 
 
 def _is_decoded(entry: Sequence[Any]) -> bool:

@@ -294,21 +294,19 @@ def _limits_of(checkpoint: Any) -> PixelLimits:
 
 
 def _receipts(items: list[Any], sources: list[receipt.Source]) -> list[dict[str, Any]]:
-    """One for each video of the prompt, in order."""
+    """One for each video of the prompt, in order; none where embeddings came without a grid."""
     found: list[dict[str, Any]] = []
     for item in items:
         if not item.is_video():
             continue
-        grids = item.video_grid_thw.reshape(-1, 3).tolist()
+        grids = torch.as_tensor(getattr(item, "video_grid_thw", ())).reshape(-1, 3).tolist()
+        if len(grids) != len(item.offsets):
+            return []
         for (first, last), (frames, rows, columns) in zip(item.offsets, grids, strict=True):
             known = len(found) < len(sources)
             source = sources[len(found)] if known else receipt.of_pixels(2 * frames)
+            height, width = rows * _PATCH, columns * _PATCH
             found.append(
-                receipt.receipt(
-                    source,
-                    height=rows * _PATCH,
-                    width=columns * _PATCH,
-                    tokens=last - first + 1,
-                )
+                receipt.receipt(source, height=height, width=width, tokens=last - first + 1)
             )
     return found

@@ -50,7 +50,7 @@ def test_a_part_of_type_video_is_an_address_or_frames() -> None:
     part = {"type": "video", "video": "a.mp4", "fps": 1}
     assert read(part) == VideoInput("a.mp4", VideoOptions(fps=1))
     part = {"type": "video", "video": ["a", "b"], "times": [0, 2]}
-    assert read(part) == VideoInput(FrameList(("a", "b"), (0, 2)))
+    assert read(part) == VideoInput(FrameList(("a", "b"), times=(0, 2)))
 
 
 def test_an_address_alone_and_other_parts_are_sglangs() -> None:

@@ -31,7 +31,7 @@ def hooked() -> Iterator[None]:
 
 def load(*pictures: Any, times: tuple[float, ...] | None = None) -> FrameReader:
     """As SGLang's processors do."""
-    chosen = FrameList(pictures, times).with_options(NOTHING_SET, NOTHING_SET)
+    chosen = FrameList(pictures, times=times).with_options(NOTHING_SET, NOTHING_SET)
     found: FrameReader = common.load_video(chosen, use_gpu=False)
     return found
 
