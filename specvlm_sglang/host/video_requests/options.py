@@ -117,7 +117,7 @@ class VideoOptions:
         """Return these options, and those of ``farther`` that they leave open.
 
         A nearer `fps` replaces a farther `nframes` and the other way round; a nearer maximum takes
-        a larger farther minimum down with it.
+        a larger farther minimum down with it; nearer limits of frames hold for a farther `nframes`.
 
         Raises
         ------
@@ -127,6 +127,9 @@ class VideoOptions:
         merged = asdict(farther)
         if self.fps is not None or self.nframes is not None:
             merged["fps"] = merged["nframes"] = None
+        elif merged["nframes"] is not None:
+            merged["nframes"] = max(merged["nframes"], self.min_frames or 0)
+            merged["nframes"] = min(merged["nframes"], self.max_frames or merged["nframes"])
         for low, high in _LIMITS:
             highest = getattr(self, high)
             if None not in (highest, merged[low]):
@@ -158,7 +161,8 @@ def read_options(
     Raises
     ------
     ValueError
-        Not a mapping, an unknown key, or what `VideoOptions` refuses; ``where`` is named.
+        Not a mapping, an unknown key, what `VideoOptions` refuses, or `nframes` outside the limits
+        beside it; ``where`` is named.
     """
     if given is None:
         return NOTHING_SET
@@ -175,9 +179,19 @@ def read_options(
             f"{where} has no field {shown(unknown[0])}; it takes {', '.join((*beside, *NAMES))}"
         )
     try:
-        return VideoOptions(**{name: chosen[name] for name in NAMES if name in chosen})
+        options = VideoOptions(**{name: chosen[name] for name in NAMES if name in chosen})
+        _check_count(options)
+        return options
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _check_count(options: VideoOptions) -> None:
+    wanted, low, high = options.nframes, options.min_frames, options.max_frames
+    if wanted is not None and low is not None and wanted < low:
+        raise ValueError(f"nframes={wanted} must be at least min_frames={low}")
+    if wanted is not None and high is not None and wanted > high:
+        raise ValueError(f"nframes={wanted} must be at most max_frames={high}")
 
 
 def options_of(request: Any, server: VideoOptions) -> VideoOptions:

@@ -64,6 +64,9 @@ def test_options_that_contradict_each_other_are_both_named(
         ({"nframes": 6}, {"fps": 2, "min_frames": 4}, {"nframes": 6, "min_frames": 4}),
         ({"max_frames": 3}, {"min_frames": 4}, {"max_frames": 3, "min_frames": 3}),
         ({"max_pixels": 900}, {"min_pixels": 1000}, {"max_pixels": 900, "min_pixels": 900}),
+        ({"max_frames": 5}, {"nframes": 20}, {"nframes": 5, "max_frames": 5}),
+        ({"min_frames": 5}, {"nframes": 2}, {"nframes": 5, "min_frames": 5}),
+        ({"nframes": 20}, {"max_frames": 5}, {"nframes": 20, "max_frames": 5}),
         ({"max_frames": 9}, {"min_frames": 4}, {"max_frames": 9, "min_frames": 4}),
     ],
     ids=str,
@@ -89,6 +92,8 @@ def test_notes_of_sglang_and_what_is_null_are_passed_over() -> None:
     [
         ({"max_pixel": 9}, "video_config has no field 'max_pixel'; it takes fps, nframes, min_f"),
         ({"fps": -1}, "video_config: fps=-1 must be a number above 0, at most 1000"),
+        ({"nframes": 9, "max_frames": 5}, "nframes=9 must be at most max_frames=5"),
+        ({"nframes": 2, "min_frames": 5}, "nframes=2 must be at least min_frames=5"),
         ([1], r"video_config=\[1\] must be an object"),
     ],
     ids=str,
