@@ -212,7 +212,7 @@ def _with_requests(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
         videos = read_videos(request_obj, server)
         for _, options in videos:
             check_pairs(options)
-        request_obj.video_data = [source for source, _ in videos]
+        sent, request_obj.video_data = request_obj.video_data, [source for source, _ in videos]
         asked = any(options.of_pixels for _, options in videos)
         current = _Request(
             iter([options for _, options in videos]),
@@ -223,6 +223,7 @@ def _with_requests(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
             output = await original(self, image_data, input_text, request_obj, *args, **kwargs)
         finally:
             _current.reset(token)
+            request_obj.video_data = sent
         receipt.keep(request_obj, _receipts(output.mm_items, current.sources))
         return output
 
