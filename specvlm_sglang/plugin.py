@@ -52,6 +52,10 @@ def register() -> None:
     from specvlm_sglang.models.native.llava_onevision import registration
 
     registration.register()
+    from specvlm_sglang.host.video_requests import batches, chat, frames, qwen
+
+    for reading in (batches, chat, frames, qwen):
+        reading.install()
     from specvlm_sglang import algorithm
 
     algorithm.register()

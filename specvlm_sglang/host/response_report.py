@@ -2,7 +2,8 @@
 
 What belongs to a request travels token by token from SGLang's scheduler, and its tokenizer manager
 collects each key of that into a list, which streaming slices. Ours it shall not collect: the
-entries that have come are kept beside SGLang's, and each response shows what they add up to.
+entries that have come are kept beside SGLang's, and each response shows what they add up to. The
+last one also shows what became of the request's videos, which this process knows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
+from specvlm_sglang.host.video_requests import receipt
 
 _MODULE = "sglang.srt.managers.tokenizer_manager"
 _HELD_AS = "specvlm_report"
@@ -79,5 +81,10 @@ def _with_report(key: str, original: Callable[..., None]) -> Callable[..., None]
 
 def _show(meta_info: dict[str, Any], state: Any, key: str) -> None:
     report = getattr(state, _HELD_AS).report()
-    if report is not None:
-        meta_info[key] = report
+    if report is None:
+        return
+    videos = receipt.kept(state.obj)
+    # Once: a stream's other chunks repeat the report, and a long video has many frames.
+    if videos and isinstance(report, dict) and meta_info.get("finish_reason") is not None:
+        report = {**report, receipt.FIELD: videos}
+    meta_info[key] = report

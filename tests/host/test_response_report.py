@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.host import response_report
+from specvlm_sglang.host.video_requests import receipt
 from specvlm_sglang.report.detail import DRAFT, KEY, TARGET, ResponseReport, align_entries
 from tests.support.hooks import unhooked
 from tests.support.wire import Wire, wire
@@ -94,6 +95,40 @@ def test_an_answer_that_is_not_streamed_carries_it(play: Any) -> None:
         (answer,) = await between.rest("a")
         assert answer["output_ids"] == [7, 8, 8]
         assert shown(answer) == FIRST
+
+    play(story)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_last_chunk_shows_what_became_of_the_videos(play: Any, stream: bool) -> None:
+    videos = [{"frames": 12, "tokens": 24}]
+
+    async def story(between: Wire) -> None:
+        between.open("a", stream=stream)
+        receipt.keep(between.request("a"), videos)
+        between.prefill({"a": FIRST})
+        await between.send("a")
+        if stream:
+            assert shown(await between.chunk("a")) == FIRST
+        decode(between, "a", tokens=3)
+        between.finish("a")
+        await between.send("a")
+        (answer,) = await between.rest("a")
+        assert shown(answer) == {**FIRST, "videos": videos}
+
+    play(story)
+
+
+def test_an_aborted_request_shows_its_videos(play: Any) -> None:
+    async def story(between: Wire) -> None:
+        between.open("a", stream=True)
+        receipt.keep(between.request("a"), [{"frames": 12}])
+        between.prefill({"a": FIRST})
+        await between.send("a")
+        await between.chunk("a")
+        between.abort_in_queue("a")
+        (last,) = await between.rest("a")
+        assert shown(last) == {**FIRST, "videos": [{"frames": 12}]}
 
     play(story)
 

@@ -319,6 +319,9 @@ NATIVE_SAMPLING: dict[str, Decision] = {
     "ebnf_full_assistant": Reason.INTERNAL,
 }
 
+VIDEO_CONFIG: Tries = tries({"nframes": 2}, {"fps": 6}, media=("video",))
+PROCESSOR_KWARGS: Tries = tries({"nframes": 8}, {"max_pixels": 3136}, media=("video",))
+
 LOGPROB = {"return_logprob": True}
 TOP = {"return_logprob": True, "top_logprobs_num": 3}
 
@@ -334,7 +337,7 @@ NATIVE: dict[str, Decision] = {
     "mm_hashes": Reason.CACHE,
     "mm_content_hashes": Reason.CACHE,
     "use_audio_in_video": Reason.OTHER_MODELS,
-    "video_config": Reason.OTHER_MODELS,
+    "video_config": VIDEO_CONFIG,
     "sampling_params": Reason.EVERYWHERE,
     "watermark": Refused({"enabled": True, "key": "00" * 32}, "watermark"),
     "return_logprob": tries(True),
@@ -392,7 +395,7 @@ NATIVE: dict[str, Decision] = {
     "image_max_dynamic_patch": Reason.OTHER_MODELS,
     "video_max_dynamic_patch": Reason.OTHER_MODELS,
     "images_config": Reason.OTHER_MODELS,
-    "mm_processor_kwargs": Reason.OTHER_MODELS,
+    "mm_processor_kwargs": PROCESSOR_KWARGS,
     "multi_item_delimiter_indices": Reason.SCORING,
     "token_indices_to_pool": Reason.SCORING,
     "cache_salt": Together("salt"),
@@ -493,7 +496,8 @@ CHAT: dict[str, Decision] = {
     "max_dynamic_patch": Reason.OTHER_MODELS,
     "min_dynamic_patch": Reason.OTHER_MODELS,
     "use_audio_in_video": Reason.OTHER_MODELS,
-    "video_config": Reason.OTHER_MODELS,
+    "video_config": VIDEO_CONFIG,
+    "mm_processor_kwargs": PROCESSOR_KWARGS,
     "input_ids": tries(PROMPT_IDS, media=("text",), keeps=True),
 }
 

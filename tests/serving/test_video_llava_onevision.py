@@ -28,6 +28,7 @@ from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.tools.launch import specvlm_arguments
 from tests.serving.specvlm import CHAIN, meta, report, state
 from tests.support import checkpoints, clips, llava_hf, probe
+from tests.support.frames import write_lossless, write_pictures
 from tests.support.llava_checkpoints import DRAFT_TOWER, llava_onevision
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
@@ -403,6 +404,35 @@ def test_a_request_chooses_its_frames_and_wrong_settings_are_a_400(
         with pytest.raises(openai.BadRequestError, match=named):
             ask(server, case, video_config=settings)
     assert ask(server, case).output_ids == case.expected
+
+
+def test_a_list_of_frames_is_answered_as_the_file_of_the_same_pixels(
+    twins: Probed, tmp_path: Path
+) -> None:
+    server, _ = twins
+    frames = clips.draw(seed=5, frames=5, height=90, width=120)
+    pictures = write_pictures(tmp_path / "frames", frames)
+    file = write_lossless(tmp_path / "clip.mkv", frames, fps=4)
+    question = {"type": "text", "text": "What happens?"}
+    videos = (
+        {"type": "video", "video": pictures, "fps": 4},
+        {"type": "video", "video": str(file), "nframes": 5},
+    )
+    answers = [
+        server.chat(
+            [{"role": "user", "content": [video, question]}],
+            max_tokens=NEW_TOKENS,
+            return_meta_info=True,
+            n=2,
+        )
+        for video in videos
+    ]
+    listed, filed = (report(answer)["videos"][0] for answer in answers)
+    assert listed["container"] == "frames"
+    assert listed["tokens"] == filed["tokens"] == 5 * 16 == report(answers[0])["video_tokens"]
+    assert listed["times"] == filed["times"] == [0, 0.25, 0.5, 0.75, 1]
+    texts = {choice["message"]["content"] for a in answers for choice in a.raw["choices"]}
+    assert len(texts) == 1
 
 
 def test_pictures_and_placeholders_that_do_not_match_are_a_400(

@@ -52,6 +52,11 @@ class Wire:
         self.reqs[rid] = req
         return req
 
+    def request(self, rid: str) -> GenerateReqInput:
+        """What the client asked, as the server keeps it until the answer's end."""
+        found: GenerateReqInput = self._manager.rid_to_state[rid].obj
+        return found
+
     def prefill(self, entries: dict[str, Any], key: str = "specvlm") -> None:
         """A pass completes these requests' prompts; each gets a token and its entry."""
         output = LogitsProcessorOutput(None, customized_info={key: list(entries.values())})

@@ -19,7 +19,6 @@ from av.stream import Disposition
 from specvlm_sglang.host.media import orientation, timeline
 from specvlm_sglang.host.media.formats import SOUND_FORMATS, open_container, open_source
 from specvlm_sglang.host.media.picture import check_size, max_decoded_bytes, to_rgb
-from specvlm_sglang.host.media.receipt import VideoReceipt
 from specvlm_sglang.host.media.timeline import Timeline
 
 # Decoding on is cheaper than seeking when the next wanted frame is this close.
@@ -63,8 +62,8 @@ class PyAVReader:
     ----------
     height, width : int
         Of a frame as it is shown, in pixels.
-    receipt : VideoReceipt or None
-        What the last `get_batch` or `pictures` that ran to its end read.
+    container, codec : str
+        FFmpeg's names, for example ``"mov,mp4,m4a,3gp,3g2,mj2"`` and ``"h264"``.
 
     Raises
     ------
@@ -76,10 +75,9 @@ class PyAVReader:
 
     def __init__(self, source: str | bytes, format_name: str | None = None) -> None:
         self._source, self._format_name = source, format_name
-        self.receipt: VideoReceipt | None = None
         with self._opened() as (container, stream):
-            self._container = container.format.name
-            self._codec = stream.codec_context.codec.canonical_name
+            self.container: str = container.format.name
+            self.codec: str = stream.codec_context.codec.canonical_name
             first = next(timeline.frames_of(container, stream), None)
             if first is None:
                 raise ValueError("the video stream has no frames")
@@ -125,6 +123,16 @@ class PyAVReader:
         """Return the average frame rate in frames per second, above 0."""
         return self._timeline.rate
 
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        return self._timeline.duration()
+
+    def times(self, indices: Sequence[int]) -> list[float]:
+        """Return the seconds after the first frame at which frames are shown."""
+        times = self._timeline.times()
+        return [times[index] for index in indices]
+
     def get_batch(self, indices: Sequence[int]) -> FrameBatch:
         """Decode the frames at ``indices`` (any order, repeats allowed).
 
@@ -138,20 +146,15 @@ class PyAVReader:
         wanted = self._numbers(indices)
         check_size(len(wanted), self.height, self.width)
         decoded = dict(self.pictures(sorted(set(wanted))))
-        self.receipt = self._receipt(wanted, (self.height, self.width))
         return FrameBatch(np.stack([decoded[index] for index in wanted]))
 
-    def pictures(
-        self, indices: Sequence[int], resized: tuple[int, int] | None = None
-    ) -> Iterator[tuple[int, Picture]]:
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[int, Picture]]:
         """Decode frames one by one; none is kept here.
 
         Parameters
         ----------
         indices
             Ascending, each at most once.
-        resized
-            Height and width that the caller will make of each, for the receipt.
 
         Yields
         ------
@@ -168,7 +171,6 @@ class PyAVReader:
         wanted = self._numbers(indices)
         for index, frame in self._decode(wanted):
             yield index, to_rgb(frame, self._stored, self._turn)
-        self.receipt = self._receipt(wanted, resized or (self.height, self.width))
 
     def _numbers(self, indices: Sequence[int]) -> list[int]:
         count = len(self)
@@ -176,19 +178,6 @@ class PyAVReader:
             if not -count <= index < count:
                 raise IndexError(f"frame {index} is outside the video's {count} frames")
         return [int(index) % count for index in indices]
-
-    def _receipt(self, used: Sequence[int], resized: tuple[int, int]) -> VideoReceipt:
-        times = self._timeline.times()
-        return VideoReceipt(
-            container=self._container,
-            codec=self._codec,
-            duration=self._timeline.duration(),
-            frames=len(self),
-            frames_used=tuple(used),
-            times=tuple(times[index] for index in used),
-            size=(self.height, self.width),
-            resized=resized,
-        )
 
     def _decode(self, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """The wanted frames, ascending; from the start where a seek lost its place."""

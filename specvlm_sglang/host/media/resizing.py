@@ -55,7 +55,7 @@ def decoded_groups(
     check_size(len(indices), *resized)
     most = max(1, _GROUP_BYTES // (reader.height * reader.width * 3))
     group = []
-    for _, picture in reader.pictures(indices, resized):
+    for _, picture in reader.pictures(indices):
         group.append(torch.from_numpy(picture))
         if len(group) == most:
             yield torch.stack(group).permute(0, 3, 1, 2)
@@ -122,7 +122,7 @@ def _resized(reader: PyAVReader, indices: Sequence[int], height: int, width: int
     from torchvision.transforms.functional import resize
 
     frames = torch.empty((len(indices), 3, height, width), dtype=torch.uint8)
-    for place, (_, picture) in enumerate(reader.pictures(indices, (height, width))):
+    for place, (_, picture) in enumerate(reader.pictures(indices)):
         stored = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)
         frames[place] = resize(stored, [height, width], interpolation=InterpolationMode.BILINEAR)[0]
     return frames if is_cpu() else frames.pin_memory()

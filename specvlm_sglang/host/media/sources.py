@@ -23,6 +23,8 @@ _MARKER = re.compile(r";\s*base64\s*,", re.IGNORECASE)
 _PARAMETERS = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")*,')
 _LONGEST_MEDIA_TYPE = 1024
 _STANDARD_ALPHABET = str.maketrans("-_", "+/", string.whitespace)
+# How every JPEG file begins in base64.
+_JPEG_BASE64 = "/9j/"
 _NO_FILE = "the server finds no such file"
 
 
@@ -116,7 +118,8 @@ def resolve(source: str) -> str | bytes:
     path = local_path(source)
     if path is not None:
         return path
-    if scheme.startswith(("/", "file:")) and len(source) < LONGEST_PATH:
+    is_path = scheme.startswith(("/", "file:")) and not source.startswith(_JPEG_BASE64)
+    if is_path and len(source) < LONGEST_PATH:
         raise ValueError(_NO_FILE)
     try:
         return decode_base64(source)
@@ -185,7 +188,8 @@ def load_frame(source: Any) -> Any:
 
     try:
         # On a GPU SGLang would decode to a tensor there.
-        image, _ = load_image(source, False)
+        picture = resolve_image(source) if isinstance(source, str) else source
+        image, _ = load_image(picture, False)
     except (*CLIENT_MEDIA_EXCEPTIONS, OSError, Image.DecompressionBombError) as error:
         raise ValueError(shortened(error)) from error
     return image.convert("RGB")

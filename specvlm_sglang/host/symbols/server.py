@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from specvlm_sglang.host.symbol import Symbol, fields
 
+_PROTOCOL = "sglang.srt.entrypoints.openai.protocol"
+_REQUEST = "sglang.srt.managers.io_struct:GenerateReqInput"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager"
 
 SERVER: dict[str, tuple[Symbol, ...]] = {
@@ -20,6 +22,35 @@ SERVER: dict[str, tuple[Symbol, ...]] = {
         ),
         Symbol("sglang.srt.managers.io_struct:GenerateReqInput.return_hidden_states"),
     ),
+    "batches": (
+        Symbol(f"{_REQUEST}._handle_parallel_sampling", ("self",)),
+        Symbol(f"{_REQUEST}._normalize_batch_inputs", ("self",)),
+        Symbol(f"{_REQUEST}.__getitem__", ("i",)),
+        *fields(
+            _REQUEST,
+            "audio_data",
+            "batch_size",
+            "image_data",
+            "is_single",
+            "mm_content_hashes",
+            "mm_hashes",
+            "video_config",
+            "video_data",
+        ),
+    ),
+    "chat parts": (
+        *fields(
+            f"{_PROTOCOL}:ChatCompletionMessageContentVideoPart",
+            "type",
+            "video_url",
+            "model_rebuild",
+        ),
+        Symbol(f"{_PROTOCOL}:ChatCompletionMessageContentVideoURL.url"),
+        Symbol(f"{_PROTOCOL}:ChatCompletionMessageGenericParam.content"),
+        Symbol(f"{_PROTOCOL}:ChatCompletionMessageUserParam.content"),
+        Symbol(f"{_PROTOCOL}:ChatCompletionRequest.messages"),
+        Symbol(f"{_PROTOCOL}:TokenizeRequest.messages"),
+    ),
     "responses": (
         Symbol(
             f"{_TOKENIZER}:TokenizerManager._accumulate_request_meta_info",
@@ -32,6 +63,7 @@ SERVER: dict[str, tuple[Symbol, ...]] = {
         Symbol(f"{_TOKENIZER}:TokenizerManager._handle_abort_req", ("recv_obj",)),
         Symbol(f"{_TOKENIZER}:ReqState.out_list"),
         Symbol(f"{_TOKENIZER}:ReqState.finished"),
+        Symbol(f"{_TOKENIZER}:ReqState.obj"),
     ),
     "frontend video": (
         Symbol(

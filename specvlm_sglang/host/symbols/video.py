@@ -5,6 +5,7 @@ from __future__ import annotations
 from specvlm_sglang.host.symbol import Symbol, fields
 
 _PROCESSOR = "sglang.srt.multimodal.processors.base_processor"
+_QWEN = "sglang.srt.multimodal.processors.qwen_vl"
 
 VIDEO: dict[str, tuple[Symbol, ...]] = {
     "video": (
@@ -44,6 +45,43 @@ VIDEO: dict[str, tuple[Symbol, ...]] = {
         ),
         Symbol("sglang.srt.utils.video_decoder:VideoDecoderWrapper.avg_fps"),
         Symbol("sglang.srt.utils.common:is_cpu", ()),
+    ),
+    "frame lists": (
+        Symbol("sglang.srt.utils.common:load_video", ("video_file", "use_gpu")),
+        Symbol("sglang.srt.utils.common:load_image", ("image_file", "gpu_image_decode")),
+        *fields(
+            "sglang.srt.utils.video_decoder:VideoDecoderWrapper",
+            "avg_fps",
+            "close",
+            "get_frames_as_tensor",
+            "get_frames_at",
+        ),
+    ),
+    "processors": (
+        Symbol(
+            "sglang.srt.managers.multimodal_processor:get_mm_processor", ("hf_config", "processor")
+        ),
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor.hf_config"),
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor.video_config"),
+    ),
+    "qwen requests": (
+        Symbol(f"{_QWEN}:preprocess_video", ("vr", "video_config")),
+        Symbol(f"{_QWEN}:smart_nframes", ("ele", "total_frames", "video_fps")),
+        Symbol(
+            f"{_QWEN}:QwenVLImageProcessor._process_mm_data_uncached",
+            ("image_data", "input_text", "request_obj"),
+        ),
+        Symbol(
+            f"{_QWEN}:QwenVLImageProcessor.process_and_combine_mm_data_async",
+            ("base_output", "mm_tokens"),
+        ),
+        Symbol(
+            f"{_PROCESSOR}:BaseMultimodalProcessor.process_mm_data", ("processor_video_config",)
+        ),
+        Symbol(f"{_PROCESSOR}:BaseMultimodalProcessor._processor"),
+        Symbol("sglang.srt.managers.io_struct:GenerateReqInput.mm_processor_kwargs"),
+        Symbol("sglang.srt.managers.io_struct:GenerateReqInput.video_config"),
+        Symbol(f"{_QWEN}:VIDEO_TOTAL_PIXELS"),
     ),
     "exact vision": (
         Symbol("sglang.srt.models.qwen2_5_vl:Qwen2_5_VisionTransformer.forward", ("x", "grid_thw")),

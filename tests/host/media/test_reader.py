@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from specvlm_sglang.host.media import formats
 from specvlm_sglang.host.media.picture import MAX_DECODED_BYTES_VARIABLE
 from specvlm_sglang.host.media.reader import PyAVReader
-from specvlm_sglang.host.media.receipt import VideoReceipt
 from tests.support import clips
 
 FRAMES = 130
@@ -202,7 +201,7 @@ def test_a_stored_picture_beyond_the_limit_is_refused_before_it_is_decoded(
     with pytest.raises(ValueError, match=r"1 frame of 128 x 96 pixels: 36864 bytes"):
         PyAVReader(str(path))
     with pytest.raises(ValueError, match="the limit is"):
-        list(reader.pictures([index], resized=(2, 2)))
+        list(reader.pictures([index]))
 
 
 @pytest.mark.parametrize("limit", [1 << 31, 1 << 40])
@@ -223,25 +222,11 @@ def test_many_frames_are_read_one_by_one_where_together_they_would_exceed_the_li
         reader.get_batch(range(12))
 
 
-def test_the_receipt_says_what_was_read(tmp_path: Path) -> None:
+def test_the_reader_says_what_it_reads(tmp_path: Path) -> None:
     reader = PyAVReader(str(clips.write_clip(tmp_path / "clip.mp4", frames=12, fps=6)))
-    assert reader.receipt is None
-    reader.get_batch([11, 0, -6])
-    whole = VideoReceipt(
-        container="mov,mp4,m4a,3gp,3g2,mj2",
-        codec="h264",
-        duration=2.0,
-        frames=12,
-        frames_used=(11, 0, 6),
-        times=(11 / 6, 0.0, 1.0),
-        size=(96, 128),
-        resized=(96, 128),
-    )
-    assert reader.receipt == whole
-    list(reader.pictures([0, 6], resized=(28, 56)))
-    assert reader.receipt is not None
-    assert reader.receipt.frames_used == (0, 6)
-    assert (reader.receipt.size, reader.receipt.resized) == ((96, 128), (28, 56))
+    assert (reader.container, reader.codec) == ("mov,mp4,m4a,3gp,3g2,mj2", "h264")
+    assert (reader.height, reader.width, reader.duration) == (96, 128, 2.0)
+    assert reader.times([11, 0, 6]) == [11 / 6, 0.0, 1.0]
 
 
 def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:

@@ -90,22 +90,11 @@ def test_frames_and_tensors_that_are_no_file_pass_through() -> None:
     assert metadata is None
 
 
-def test_the_receipt_has_the_size_that_the_model_sees(tmp_path: Path) -> None:
-    path = clips.write_clip(tmp_path / "a.mp4", frames=20, fps=6)
-    with video_decoder.VideoDecoderWrapper(str(path)) as video:
-        frames, metadata = preprocess(video)
-        receipt = resizing.reader_of(video).receipt
-    assert receipt.resized == tuple(frames.shape[-2:])
-    assert receipt.size == (96, 128)
-    assert receipt.frames_used == tuple(metadata["frames_indices"])
-
-
 class Recorded(PyAVReader):
     """4K, 100 s at 30 frames a second, and no file: each picture is drawn when it is asked for."""
 
     def __init__(self) -> None:
         self.height, self.width = 2160, 3840
-        self.receipt = None
         self.drawn = 0
 
     def __len__(self) -> int:
@@ -114,7 +103,7 @@ class Recorded(PyAVReader):
     def get_avg_fps(self) -> float:
         return 30.0
 
-    def pictures(self, indices: Any, resized: Any = None) -> Iterator[tuple[int, Any]]:
+    def pictures(self, indices: Any) -> Iterator[tuple[int, Any]]:
         picture = np.zeros((self.height, self.width, 3), np.uint8)
         for index in indices:
             self.drawn += 1

@@ -2,7 +2,8 @@
 
 Pixels come from the checkpoint's own image and video processors. One image in a prompt is tiled
 (anyres), several are one padded square each, however many turns they come in: that is what
-``LlavaOnevisionProcessor.apply_chat_template`` does. Videos are sampled by `FrameSampling`.
+``LlavaOnevisionProcessor.apply_chat_template`` does. Frames are chosen by
+`frames.frame_indices`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ from sglang.srt.utils.video_decoder import VideoDecoderWrapper
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.media.resizing import decoded_groups
+from specvlm_sglang.host.video_requests import chat as chat_parts
+from specvlm_sglang.host.video_requests import receipt
+from specvlm_sglang.host.video_requests.frames import FrameReader
+from specvlm_sglang.host.video_requests.inputs import read_videos
+from specvlm_sglang.host.video_requests.options import VideoOptions, read_options
 from specvlm_sglang.models.native.llava_onevision import chat
-from specvlm_sglang.models.native.llava_onevision.frames import FrameSampling
+from specvlm_sglang.models.native.llava_onevision.frames import (
+    DEFAULTS,
+    check_no_pixels,
+    frame_indices,
+)
 from specvlm_sglang.models.native.llava_onevision.model import (
     LlavaOnevisionForConditionalGeneration,
 )
@@ -38,9 +48,7 @@ from specvlm_sglang.models.native.llava_onevision.prompt import expand_placehold
 class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
     """For `LlavaOnevisionForConditionalGeneration`.
 
-    ``--mm-process-config '{"video": {...}}'`` sets `FrameSampling` for the server, a request's
-    ``video_config`` for its own videos, and ``fps`` and ``max_frames`` beside a ``video_url``'s
-    ``url`` for that one.
+    Which frames of a video are taken is said by `VideoOptions`; those of pixels are refused.
 
     Raises
     ------
@@ -70,12 +78,15 @@ class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
             )
         self.layout = Layout.of(hf_config)
         self.frame_size = (hf_config.vision_config.image_size,) * 2
-        self.sampling = FrameSampling().with_settings(self.video_config)
+        server = read_options(self.video_config, "--mm-process-config video")
+        check_no_pixels(server, "--mm-process-config video: ")
+        self.server_options = server.merged_over(DEFAULTS)
         self.mm_tokens = MultimodalSpecialTokens(
             image_token_id=hf_config.image_token_id, video_token_id=hf_config.video_token_id
         ).build(_processor)
         chat.accept_plain_strings(_processor)
         chat.use_checkpoint_template(server_args.model_path)
+        chat_parts.understand()
 
     async def process_mm_data_async(
         self, image_data: Any, audio_data: Any, input_text: Any, request_obj: Any, **kwargs: Any
@@ -88,43 +99,44 @@ class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
             Sound, ready-made embeddings, files that cannot be read, settings out of range, or
             another number of placeholders than files: SGLang answers 400.
         """
-        images, videos = _as_list(image_data), _as_list(request_obj.video_data)
+        images = _as_list(image_data)
         if audio_data:
             raise ValueError("LLaVA-OneVision takes images and videos, no sound")
-        if any(isinstance(entry, dict) for entry in (*images, *videos)):
+        videos = read_videos(request_obj, self.server_options)
+        sources, options = [source for source, _ in videos], [chosen for _, chosen in videos]
+        if any(isinstance(entry, dict) for entry in (*images, *sources)):
             raise ValueError("LLaVA-OneVision takes images and videos, not what was made of them")
-        sampling = self.sampling.with_settings(getattr(request_obj, "video_config", None))
-        samplings = [
-            sampling.with_settings(getattr(video, "preprocess_kwargs", None)) for video in videos
-        ]
+        for chosen in options:
+            check_no_pixels(chosen)
         loaded = await self.load_mm_data(
             prompt=input_text,
             multimodal_tokens=self.mm_tokens,
             image_data=images,
-            video_data=videos,
+            video_data=sources,
         )
-        if len(loaded.images) != len(images) or len(loaded.videos) != len(videos):
+        if len(loaded.images) != len(images) or len(loaded.videos) != len(sources):
             raise ValueError(
                 f"the prompt has placeholders for {len(loaded.images)} of {len(images)} images "
-                f"and {len(loaded.videos)} of {len(videos)} videos"
+                f"and {len(loaded.videos)} of {len(sources)} videos"
             )
         if self.mm_processor_executor is None:
-            return self._process(loaded, samplings)
-        output: MultimodalProcessorOutput = await self.mm_processor_executor.run(
-            self._process, loaded, samplings
-        )
+            output, receipts = self._process(loaded, options)
+        else:
+            output, receipts = await self.mm_processor_executor.run(self._process, loaded, options)
+        receipt.keep(request_obj, receipts)
         return output
 
     def _process(
-        self, loaded: Any, samplings: list[FrameSampling], processor: Any = None
-    ) -> MultimodalProcessorOutput:
+        self, loaded: Any, options: list[VideoOptions], processor: Any = None
+    ) -> tuple[MultimodalProcessorOutput, list[dict[str, Any]]]:
         processor, tokenizer = self._resolve_processor(processor)
         image_token, video_token = self.mm_tokens.image_token_id, self.mm_tokens.video_token_id
         images = self._image_items(processor, loaded.images)
-        videos = [
-            self._video_item(processor, video, sampling)
-            for video, sampling in zip(loaded.videos, samplings, strict=True)
+        made = [
+            self._video_item(processor, video, chosen)
+            for video, chosen in zip(loaded.videos, options, strict=True)
         ]
+        videos = [item for item, _ in made]
         alone = len(images) == 1
         ids = loaded.input_ids
         input_ids, spans = expand_placeholders(
@@ -140,12 +152,13 @@ class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
         for token, items in ((image_token, images), (video_token, videos)):
             for item, span in zip(items, spans[token], strict=True):
                 item.offsets = [span]
-        return MultimodalProcessorOutput(
+        output = MultimodalProcessorOutput(
             input_ids=input_ids,
             mm_items=self._finalize_mm_items(images + videos, images=loaded.images),
             im_token_id=image_token,
             video_token_id=video_token,
         )
+        return output, [shown for _, shown in made]
 
     def _image_items(self, processor: Any, images: list[Any]) -> list[MultimodalDataItem]:
         if not images:
@@ -162,15 +175,29 @@ class LlavaOnevisionMultimodalProcessor(BaseMultimodalProcessor):
         ]
 
     def _video_item(
-        self, processor: Any, video: Any, sampling: FrameSampling
-    ) -> MultimodalDataItem:
+        self, processor: Any, video: Any, options: VideoOptions
+    ) -> tuple[MultimodalDataItem, dict[str, Any]]:
         groups: Iterable[Any] = [video]
         if isinstance(video, VideoDecoderWrapper):
-            indices = sampling.indices(len(video), video.avg_fps)
+            total = len(video)
+            indices = (
+                list(range(total))
+                if isinstance(video, FrameReader)
+                else frame_indices(options, total, video.avg_fps)
+            )
+            source = receipt.describe(video, indices)
             groups = decoded_groups(video, indices, self.frame_size)
+        else:
+            source = receipt.of_pixels(len(video))
         pixels = torch.cat([self._frame_pixels(processor, group) for group in groups])
         side = self.layout.pooled_side
-        return self._item(Modality.VIDEO, pixels, video_grid=(len(pixels), side, side))
+        frames, _, height, width = pixels.shape
+        item = self._item(Modality.VIDEO, pixels, video_grid=(frames, side, side))
+        # The newline at the end is no token of the video.
+        shown = receipt.receipt(
+            source, height=height, width=width, tokens=self.layout.video_tokens(frames) - 1
+        )
+        return item, shown
 
     def _frame_pixels(self, processor: Any, frames: Any) -> torch.Tensor:
         processed = processor.video_processor(

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from specvlm_sglang.models.native.llava_onevision.frames import FrameSampling
+from specvlm_sglang.host.video_requests.options import OF_PIXELS, VideoOptions
+from specvlm_sglang.models.native.llava_onevision.frames import (
+    DEFAULTS,
+    check_no_pixels,
+    frame_indices,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,38 +32,22 @@ from specvlm_sglang.models.native.llava_onevision.frames import FrameSampling
 def test_frames_lie_evenly_between_the_first_and_the_last(
     settings: dict[str, Any], total: int, rate: float, expected: list[int]
 ) -> None:
-    assert FrameSampling().with_settings(settings).indices(total, rate) == expected
+    options = VideoOptions(**settings).merged_over(DEFAULTS)
+    assert frame_indices(options, total, rate) == expected
 
 
 def test_long_files_and_files_without_a_rate_give_the_training_maximum() -> None:
-    assert len(FrameSampling().indices(10_000, 25.0)) == 32
-    assert len(FrameSampling().indices(10_000, 0.0)) == 32
+    assert len(frame_indices(DEFAULTS, 10_000, 25.0)) == 32
+    assert len(frame_indices(DEFAULTS, 10_000, 0.0)) == 32
 
 
-def test_a_request_replaces_single_settings_of_the_server() -> None:
-    server = FrameSampling().with_settings({"nframes": 8})
-    assert server.with_settings({"_question": "SGLang's own note"}) == server
-    assert server.with_settings(None) == server
-    assert server.with_settings({"fps": 1}) == FrameSampling(fps=1)
-    assert server.with_settings({"nframes": 64}).nframes == 64
+def test_a_minimum_above_the_training_maximum_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_frames=40 must be at most max_frames=32"):
+        VideoOptions(min_frames=40).merged_over(DEFAULTS)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"fps": 0}, "fps=0 must be above 0"),
-        ({"fps": float("nan")}, "fps=nan must be above 0"),
-        ({"fps": "fast"}, "fps='fast' must be a number"),
-        ({"nframes": 2.5}, "nframes=2.5 must be an integer"),
-        ({"nframes": True}, "nframes=True must be an integer"),
-        ({"max_frames": 3, "min_frames": 4}, "min_frames=4 must be at most max_frames=3"),
-        ({"max_frames": 0}, "max_frames=0 must be above 0"),
-        ({"min_frames": 40}, "min_frames=40 must be at most max_frames=32"),
-        ({"max_pixels": 100}, "'max_pixels' is not one of fps, min_frames, max_frames, nframes"),
-        ({"fps": 1, "nframes": 2}, "exclude each other"),
-    ],
-    ids=str,
-)
-def test_settings_that_cannot_be_used_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FrameSampling().with_settings(settings)
+@pytest.mark.parametrize("name", OF_PIXELS)
+def test_the_size_of_a_frame_cannot_be_chosen(name: str) -> None:
+    check_no_pixels(DEFAULTS)
+    with pytest.raises(ValueError, match=f"{name}=10000 does not work with LLaVA-OneVision"):
+        check_no_pixels(VideoOptions(**{name: 10_000}))
