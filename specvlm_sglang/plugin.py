@@ -44,11 +44,12 @@ def register() -> None:
         logger.error("%s", mismatch)
         return
     from specvlm_sglang import config
-    from specvlm_sglang.host import flags, video, video_errors
+    from specvlm_sglang.host import flags, process_roles, robustness, video, video_errors
 
     flags.install(config.add_flags, after_parsing=apply_flags)
     video.install()
     video_errors.install()
+    process_roles.install(robustness.INSTALLERS)
     from specvlm_sglang.models.native.llava_onevision import registration
 
     registration.register()

@@ -183,6 +183,11 @@ CPU: dict[str, tuple[Symbol, ...]] = {
             "UnquantizedLinearMethod.process_weights_after_loading",
             ("layer",),
         ),
+        Symbol(
+            "sglang.srt.layers.quantization.unquant:"
+            "UnquantizedLinearMethod.restore_weights_before_loading",
+            ("layer",),
+        ),
         Symbol("sglang.srt.layers.linear:ColumnParallelLinear"),
         Symbol("sglang.srt.layers.linear:RowParallelLinear"),
     ),
