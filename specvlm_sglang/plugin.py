@@ -57,9 +57,10 @@ def register() -> None:
 
     algorithm.register()
     if activation.is_wanted():
-        from specvlm_sglang.cpu import attention, threads
+        from specvlm_sglang.cpu import attention, threads, unsupported
 
         attention.register()
+        unsupported.install()
         # Ranks meet before any of them imports a model runner, hence before `init_backend`.
         threads.install()
     apply_config()

@@ -9,7 +9,6 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
-from specvlm_sglang.cpu import unsupported
 from specvlm_sglang.cpu.attention import BACKEND_NAME
 from specvlm_sglang.host import contract, penalty_order
 
@@ -75,16 +74,10 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Fill in what the user left open; explicit flags win.
 
         ``intel_amx`` is SGLang's own default for a CPU and cannot load here (``sgl_kernel``).
-
-        Raises
-        ------
-        ValueError
-            An argument that a CPU cannot follow, by its flag.
         """
         if server_args.device != "cpu":
             return
         contract.require("platform defaults")
-        unsupported.refuse(server_args)
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = BACKEND_NAME
         if server_args.max_total_tokens is None:

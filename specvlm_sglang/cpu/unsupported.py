@@ -1,11 +1,15 @@
-"""What SGLang's command line offers and a CPU does not do: refused by the name that was given."""
+"""What SGLang's command line offers and a CPU does not do: refused by the name that was given.
+
+SGLang itself looks at a checkpoint's quantisation before it asks the platform anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from specvlm_sglang.host import contract
+from specvlm_sglang.host.patching import replace_function
 
 # What SGLang says of these names a flag that was not given, a driver, or nothing until it crashes.
 _FLAGS: tuple[tuple[str, str, str], ...] = (
@@ -23,9 +27,23 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
 _NOT_QUANTISED = (None, "unquant")
 
 
+def install() -> None:
+    """Look at a server's arguments before SGLang resolves them, in this process; idempotent."""
+    contract.require("cpu arguments")
+    replace_function("sglang.srt.arg_groups.pipeline", "run_resolution_pipeline", _refusing_first)
+
+
+def _refusing_first(original: Callable[..., None]) -> Callable[..., None]:
+    def run_resolution_pipeline(server_args: Any) -> None:
+        if server_args.device in (None, "cpu"):
+            refuse(server_args)
+        original(server_args)
+
+    return run_resolution_pipeline
+
+
 def refuse(server_args: Any) -> None:
     """Raise ``ValueError`` with one sentence for the first argument that a CPU cannot follow."""
-    contract.require("platform defaults")
     for flag, field, why in _FLAGS:
         value = getattr(server_args, field)
         if value:
