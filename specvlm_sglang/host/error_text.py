@@ -49,9 +49,14 @@ def shortened(text: str) -> str:
 
 def named(errors: Iterable[Mapping[str, Any]]) -> str:
     """What pydantic found wrong, as ``field: message``; the first few, and how many more."""
-    told = []
+    told: list[str] = []
     for error in errors:
-        place = ".".join(str(part) for part in error.get("loc") or () if part != "body")
+        if error.get("type") == "is_instance_of":
+            # What the handler wants, and no client can send.
+            continue
+        parts = [str(part) for part in error.get("loc") or () if part != "body"]
+        # In brackets are the validator's own names.
+        place = ".".join(part for part in parts if "[" not in part)
         said = f"{place}: {error.get('msg', '')}" if place else str(error.get("msg", ""))
         if said not in told:
             told.append(said)

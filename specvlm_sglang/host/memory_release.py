@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
+from sglang.srt.runtime_context import get_device
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
@@ -35,6 +36,8 @@ def _wanted(request: Any) -> list[str]:
 def _release(original: Callable[..., Any]) -> Callable[..., Any]:
     def release_memory_occupation(self: Any, recv_req: Any) -> Any:
         already = [tag for tag in _wanted(recv_req) if tag in self.offload_tags]
+        if get_device().device == "cpu":
+            raise ValueError("this server runs on a CPU: it holds no GPU memory to release")
         if already:
             raise ValueError(f"{', '.join(already)}: released already")
         is_paused = self.scheduler is not None and self.scheduler._engine_paused

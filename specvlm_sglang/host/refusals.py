@@ -58,8 +58,10 @@ def install_in_tokenizer() -> None:
 
 
 def reason_of(error: BaseException | str) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message; with its kind where that alone says little."""
     said = str(error).strip() or type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError):
+        said = f"{type(error).__name__}: {said}"
     line = said.splitlines()[0]
     return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 3]}..."
 

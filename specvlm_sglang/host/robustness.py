@@ -7,9 +7,15 @@ from collections.abc import Callable, Mapping
 
 def in_scheduler() -> None:
     """Install it in a scheduler's process; idempotent."""
-    from specvlm_sglang.host import memory_release, profiling, refusals, weight_updates
+    from specvlm_sglang.host import (
+        memory_release,
+        profiling,
+        refusals,
+        runtime_knobs,
+        weight_updates,
+    )
 
-    for module in (refusals, profiling, memory_release, weight_updates):
+    for module in (refusals, profiling, memory_release, weight_updates, runtime_knobs):
         module.install_in_scheduler()
 
 

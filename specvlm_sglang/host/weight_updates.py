@@ -102,6 +102,8 @@ def _restoring(original: Callable[..., tuple[bool, str]]) -> Callable[..., tuple
 
 
 def _why_not(served: str, new: str) -> str | None:
+    if not new:
+        return "model_path is empty"
     if Path(new).is_absolute() and not Path(new).is_dir():
         return "there is no such directory"
     if not Path(new).is_dir():

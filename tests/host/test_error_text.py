@@ -104,6 +104,15 @@ def test_a_path_and_a_short_token_are_no_media() -> None:
     assert shortened(said) == said
 
 
+def test_the_validators_own_names_are_left_out() -> None:
+    place = ("body", "function-after[build_struct(), SlowDown]", "forward_sleep_time")
+    errors = [
+        {"loc": ("body", "is-instance[SlowDown]"), "msg": "no", "type": "is_instance_of"},
+        {"loc": place, "msg": "Field required", "type": "missing"},
+    ]
+    assert named(errors) == "forward_sleep_time: Field required"
+
+
 def test_only_the_first_fields_of_many_are_named() -> None:
     errors = [{"loc": ("body", "messages", n), "msg": "bad"} for n in range(9)]
     assert named(errors) == "messages.0: bad; messages.1: bad; messages.2: bad; and 6 more"

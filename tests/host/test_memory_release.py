@@ -14,6 +14,12 @@ from sglang.srt.managers.io_struct import (
 from specvlm_sglang.host import memory_release
 
 
+@pytest.fixture(autouse=True)
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for a device that this machine may not have; nothing is released on it."""
+    monkeypatch.setattr(memory_release, "get_device", lambda: SimpleNamespace(device="cuda"))
+
+
 def manager(*released: str, idle: bool = True, paused: bool = False) -> Any:
     def is_fully_idle(ignore_waiting: bool = False) -> bool:
         return idle or (paused and ignore_waiting)
@@ -54,6 +60,12 @@ def test_only_what_was_released_is_resumed() -> None:
     for held in (manager(), manager("weights")):
         with pytest.raises(ValueError, match="not released"):
             resume(held, ResumeMemoryOccupationReqInput())
+
+
+def test_a_cpu_has_nothing_to_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_release, "get_device", lambda: SimpleNamespace(device="cpu"))
+    with pytest.raises(ValueError, match="holds no GPU memory"):
+        release(manager(), ReleaseMemoryOccupationReqInput())
 
 
 @pytest.mark.parametrize("ask", [release, resume])

@@ -101,7 +101,7 @@ def test_the_scheduler_answers_for_a_handler_that_fails() -> None:
     scheduler.init_request_dispatcher()
     dispatcher: TypeBasedDispatcher = scheduler._request_dispatcher
     reply = dispatcher(io_struct.UpdateWeightFromDiskReqInput(model_path="x"))
-    assert (reply.success, reply.message) == (False, "'kv_cache'")
+    assert (reply.success, reply.message) == (False, "KeyError: 'kv_cache'")
     assert dispatcher(io_struct.ReleaseMemoryOccupationReqInput()).rid.endswith("'kv_cache'")
     assert dispatcher(io_struct.CloseSessionReqInput(session_id="x")) is None
 

@@ -60,6 +60,7 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
         *fields(_MANAGER, "is_fully_idle", "offload_tags", "scheduler"),
         Symbol(f"{_SCHEDULER}:Scheduler._engine_paused"),
         Symbol("sglang.srt.constants:GPU_MEMORY_ALL_TYPES"),
+        Symbol("sglang.srt.runtime_context:get_device"),
     ),
     "weight updates": (
         Symbol(f"{_UPDATER}.update_weights_from_disk", ("model_path", "load_format")),
@@ -88,6 +89,15 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
         ),
         Symbol(f"{_MANAGER}.begin_weight_update", ("recv_req",)),
         Symbol(f"{_MANAGER}._select_runners", ("selector",)),
+    ),
+    "runtime knobs": (
+        Symbol(f"{_SCHEDULER}:Scheduler.slow_down", ("recv_req",)),
+        *fields(f"{_IO}:SlowDownReqInput", "forward_sleep_time"),
+        Symbol(
+            f"{_PARTS}.internal_state:SchedulerInternalStateController.set_internal_state",
+            ("recv_req",),
+        ),
+        *fields(f"{_IO}:SetInternalStateReq", "server_args"),
     ),
     "media inputs": (
         Symbol(
