@@ -27,9 +27,10 @@ def in_tokenizer() -> None:
         media_inputs,
         profiling,
         refusals,
+        token_inputs,
     )
 
-    for module in (refusals, profiling, media_inputs, chat_requests, error_text):
+    for module in (refusals, profiling, media_inputs, token_inputs, chat_requests, error_text):
         module.install_in_tokenizer()
 
 

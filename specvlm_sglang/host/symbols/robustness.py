@@ -119,6 +119,13 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
         *fields(_ITEM, "feature", "format", "offsets", "precomputed_embeddings"),
         Symbol(f"{_ITEM}.is_precomputed_embedding"),
     ),
+    "token inputs": (
+        Symbol(
+            "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
+            ("obj", "input_ids"),
+        ),
+        *fields("sglang.srt.managers.io_struct:GenerateReqInput", "input_embeds"),
+    ),
     "chat requests": (
         Symbol(
             "sglang.srt.entrypoints.openai.serving_chat:OpenAIServingChat._validate_request",
