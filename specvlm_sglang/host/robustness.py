@@ -28,9 +28,18 @@ def in_tokenizer() -> None:
         profiling,
         refusals,
         token_inputs,
+        wire,
     )
 
-    for module in (refusals, profiling, media_inputs, token_inputs, chat_requests, error_text):
+    for module in (
+        refusals,
+        profiling,
+        media_inputs,
+        token_inputs,
+        wire,
+        chat_requests,
+        error_text,
+    ):
         module.install_in_tokenizer()
 
 

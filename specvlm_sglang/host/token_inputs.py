@@ -1,4 +1,4 @@
-"""Token ids and embeddings of a request fit the model: SGLang looks them up in a forward pass."""
+"""What a request gives and asks in tokens fits the model: a forward pass would fail on it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def check_embeds(rows: Any, hidden_size: int) -> None:
             raise ValueError(f"input_embeds[{place}] has {size} numbers, not {hidden_size}")
 
 
+def check_top_logprobs(number: Any, vocab_size: int) -> None:
+    """Raise ``ValueError`` unless a token can have so many most likely ones."""
+    if number is not None and (not isinstance(number, int) or not 0 <= number <= vocab_size):
+        raise ValueError(f"top_logprobs_num={number} must be an integer from 0 to {vocab_size}")
+
+
 def _fitting(original: Callable[..., None]) -> Callable[..., None]:
     def _validate_one_request(self: Any, obj: Any, input_ids: Any) -> None:
         embeds = getattr(obj, "input_embeds", None)
@@ -46,6 +52,7 @@ def _fitting(original: Callable[..., None]) -> Callable[..., None]:
             check_embeds(embeds, self.model_config.hidden_size)
         elif input_ids is not None:
             check_ids(input_ids, self.model_config.vocab_size)
+        check_top_logprobs(getattr(obj, "top_logprobs_num", None), self.model_config.vocab_size)
         original(self, obj, input_ids)
 
     return _validate_one_request

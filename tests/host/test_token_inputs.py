@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from specvlm_sglang.host.token_inputs import check_embeds, check_ids
+from specvlm_sglang.host.token_inputs import check_embeds, check_ids, check_top_logprobs
 
 
 @pytest.mark.parametrize("ids", [[0, 9], array("q", [3])])
@@ -33,3 +33,11 @@ def test_a_prompt_has_at_least_one_token() -> None:
         check_ids([], 10)
     with pytest.raises(ValueError, match="input_embeds is empty"):
         check_embeds([], 2)
+
+
+def test_no_more_likely_tokens_are_asked_for_than_there_are() -> None:
+    for number in (None, 0, 10):
+        check_top_logprobs(number, 10)
+    for number in (-1, 11, 2.5):
+        with pytest.raises(ValueError, match=f"top_logprobs_num={number} must be an integer"):
+            check_top_logprobs(number, 10)

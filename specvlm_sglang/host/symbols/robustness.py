@@ -124,7 +124,25 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
             "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",
             ("obj", "input_ids"),
         ),
-        *fields("sglang.srt.managers.io_struct:GenerateReqInput", "input_embeds"),
+        *fields(
+            "sglang.srt.managers.io_struct:GenerateReqInput", "input_embeds", "top_logprobs_num"
+        ),
+    ),
+    "wire": (
+        Symbol(
+            "sglang.srt.managers.tokenizer_manager:TokenizerManager._create_tokenized_object",
+            ("obj", "input_text", "input_ids"),
+        ),
+        Symbol(f"{_IO}:msgpack_encode", ("obj",)),
+        Symbol(f"{_IO}:msgpack_decode", ("data",)),
+        *fields(
+            f"{_IO}:TokenizedGenerateReqInput",
+            "mm_inputs",
+            "positional_embed_overrides",
+            "time_stats",
+        ),
+        Symbol("sglang.srt.managers.embed_types:PositionalEmbeds"),
+        Symbol("sglang.srt.managers:io_struct"),
     ),
     "chat requests": (
         Symbol(
