@@ -84,6 +84,7 @@ def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
         for item in items:
             if item.is_precomputed_embedding():
                 use_embeddings(item, _hidden_size(self.hf_config))
+                check_grid(item, getattr(self, "_spatial_merge_size", None))
             elif item.format is not None and item.format.name == "PROCESSOR_OUTPUT":
                 check_pixels(item, self)
         return items, input_ids, output
@@ -134,6 +135,35 @@ def use_embeddings(item: Any, hidden_size: int) -> None:
             f"{_placeholders(item)} placeholders for them"
         )
     item.precomputed_embeddings, item.feature = feature, None
+
+
+def check_grid(item: Any, merge: int | None) -> None:
+    """Raise ``ValueError`` unless a model with M-RoPE can tell where each embedding is.
+
+    Parameters
+    ----------
+    item
+        As `use_embeddings` leaves it.
+    merge
+        Patches of a token's side; None for models that number tokens alone.
+    """
+    modality = item.modality.name.lower()
+    if merge is None or modality not in ("image", "video"):
+        return
+    name = f"{modality}_grid_thw"
+    grid = item.model_specific_data.get(name)
+    try:
+        tokens = int(torch.as_tensor(grid).reshape(-1, 3).prod(dim=-1).sum()) // merge**2
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{modality}_data: precomputed embeddings need {name}, [files, 3] patches over time, "
+            "height and width"
+        ) from None
+    if tokens != len(item.precomputed_embeddings):
+        raise ValueError(
+            f"{modality}_data: {name} means {tokens} tokens, and there are "
+            f"{len(item.precomputed_embeddings)} embeddings"
+        )
 
 
 def check_pixels(item: Any, processor: Any) -> None:

@@ -21,6 +21,8 @@ from specvlm_sglang.host.refusals import reason_of
 _RUNNER = "sglang.srt.model_executor.model_runner_components.weight_updater"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater"
 _MAX_HEADER = 100 << 20
+_PREFIXES = ("model", "language_model", "visual")
+_OUTPUT_LAYER = "lm_head.weight"
 # torch waits half an hour, in which the scheduler answers nobody.
 GROUP_SECONDS = 120
 
@@ -59,18 +61,26 @@ def shapes_of(checkpoint: str | Path) -> Shapes | None:
 def difference(served: Shapes, new: Shapes) -> str | None:
     """How weights of the shapes ``new`` do not fit where ``served`` are; None where they do.
 
-    Names may differ (transformers has renamed them), and an output layer that is tied to the
-    embeddings may be left out.
+    SGLang passes over names that it does not know, and keeps what it was not given. Prefixes may
+    differ (transformers has renamed them), and an output layer that is tied to the embeddings may
+    be left out.
     """
-    for name in sorted(served.keys() & new.keys()):
-        if served[name] != new[name]:
-            return f"{name} is {list(new[name])}, and {list(served[name])} is served"
-    counts = [
-        sum(not name.endswith("lm_head.weight") for name in shapes) for shapes in (served, new)
-    ]
-    if counts[0] != counts[1]:
-        return f"it has {counts[1]} weights, and {counts[0]} are served"
+    there, here = (
+        {_without_prefixes(name): shape for name, shape in shapes.items()}
+        for shapes in (served, new)
+    )
+    for name in sorted(there.keys() & here.keys()):
+        if there[name] != here[name]:
+            return f"{name} is {list(here[name])}, and {list(there[name])} is served"
+    for one, other, says in ((there, here, "it lacks"), (here, there, "there is no room for")):
+        missing = sorted(one.keys() - other.keys() - {_OUTPUT_LAYER})
+        if missing:
+            return f"{says} {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
     return None
+
+
+def _without_prefixes(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _PREFIXES)
 
 
 def _restoring(original: Callable[..., tuple[bool, str]]) -> Callable[..., tuple[bool, str]]:

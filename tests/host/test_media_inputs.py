@@ -86,7 +86,8 @@ def item(modality: Modality, fmt: MultimodalInputFormat | None, feature: Any, **
 @pytest.mark.parametrize("shape", [(4, HIDDEN), (1, 4, HIDDEN)])
 def test_embeddings_are_taken_as_they_are(modality: Modality, shape: tuple[int, ...]) -> None:
     feature = torch.randn(shape)
-    made = item(modality, MultimodalInputFormat.PRECOMPUTED_EMBEDDING, feature)
+    grid = {f"{modality.name.lower()}_grid_thw": [[1, 4, 4]]}
+    made = item(modality, MultimodalInputFormat.PRECOMPUTED_EMBEDDING, feature, **grid)
     combined([made])
     assert made.feature is None
     assert torch.equal(made.precomputed_embeddings, feature.reshape(4, HIDDEN))
@@ -106,6 +107,23 @@ def test_embeddings_that_do_not_fit_are_refused(feature: Any, says: str) -> None
     made = item(Modality.VIDEO, MultimodalInputFormat.PRECOMPUTED_EMBEDDING, feature)
     with pytest.raises(ValueError, match=f"video_data: .*{says}"):
         use_embeddings(made, HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        (None, "need video_grid_thw"),
+        ("x", "need video_grid_thw"),
+        (torch.tensor([[1, 4]]), "need video_grid_thw"),
+        (torch.tensor([[5, 4, 4]]), "video_grid_thw means 20 tokens, and there are 4 embeddings"),
+    ],
+)
+def test_embeddings_need_a_grid_of_their_own_size(grid: Any, says: str) -> None:
+    feature = torch.zeros(4, HIDDEN)
+    given = {} if grid is None else {"video_grid_thw": grid}
+    made = item(Modality.VIDEO, MultimodalInputFormat.PRECOMPUTED_EMBEDDING, feature, **given)
+    with pytest.raises(ValueError, match=says):
+        combined([made])
 
 
 def pixels(patches: int, values: int = 24, grid: Any = None) -> Any:

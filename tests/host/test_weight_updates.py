@@ -34,13 +34,15 @@ def test_a_file_that_is_no_checkpoint_has_no_shapes(content: bytes, tmp_path: Pa
 def test_a_tied_output_layer_and_other_names_make_no_difference() -> None:
     served = {"a": (3, 4), "lm_head.weight": (5, 4)}
     assert difference(served, {"a": (3, 4)}) is None
-    assert difference(served, {"model.a": (3, 4)}) is None
+    assert difference(served, {"model.language_model.a": (3, 4)}) is None
 
 
 def test_another_shape_and_missing_weights_are_told() -> None:
     served = {"a": (3, 4), "b": (3, 4)}
     assert difference(served, {"a": (3, 8), "b": (3, 4)}) == "a is [3, 8], and [3, 4] is served"
-    assert difference(served, {"a": (3, 4)}) == "it has 1 weights, and 2 are served"
+    assert difference(served, {"a": (3, 4)}) == "it lacks b"
+    assert difference({"a": (3, 4)}, {**served, "c": (1,)}) == "there is no room for b and 1 more"
+    assert difference(served, {"a": (3, 4), "c": (3, 4)}) == "it lacks b"
 
 
 class Updater:
