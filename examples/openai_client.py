@@ -1,12 +1,14 @@
 """Ask a SPECVLM server about a clip through the OpenAI client, streaming.
 
-python examples/openai_client.py --video clip.mp4 [--url http://127.0.0.1:30000]
+python examples/openai_client.py --video clip.mp4 [--url http://127.0.0.1:30000] [--api-key KEY]
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import os
+import sys
 from pathlib import Path
 
 import openai
@@ -16,6 +18,9 @@ def main() -> None:
     """Stream the answer, then print what the draft kept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument(
+        "--api-key", default=os.environ.get("OPENAI_API_KEY", "none"), help="of that server"
+    )
     parser.add_argument("--video", required=True)
     parser.add_argument("--question", default="What happens in the video?")
     parser.add_argument("--retention", type=float, default=0.1)
@@ -30,7 +35,7 @@ def main() -> None:
             ],
         }
     ]
-    client = openai.OpenAI(base_url=f"{options.url}/v1", api_key="none")
+    client = openai.OpenAI(base_url=f"{options.url}/v1", api_key=options.api_key)
     request = {
         "model": "default",
         "messages": messages,
@@ -50,4 +55,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except openai.AuthenticationError:
+        sys.exit("the server wants another key: --api-key or OPENAI_API_KEY")

@@ -44,11 +44,12 @@ def register() -> None:
         logger.error("%s", mismatch)
         return
     from specvlm_sglang import config
-    from specvlm_sglang.host import flags
+    from specvlm_sglang.host import flags, process_roles, robustness
     from specvlm_sglang.host.media import install as media
 
     flags.install(config.add_flags, after_parsing=apply_flags)
     media.install()
+    process_roles.install(robustness.INSTALLERS)
     from specvlm_sglang.models.native.llava_onevision import registration
 
     registration.register()
@@ -60,9 +61,10 @@ def register() -> None:
 
     algorithm.register()
     if activation.is_wanted():
-        from specvlm_sglang.cpu import attention, threads
+        from specvlm_sglang.cpu import attention, threads, unsupported
 
         attention.register()
+        unsupported.install()
         # Ranks meet before any of them imports a model runner, hence before `init_backend`.
         threads.install()
     apply_config()

@@ -2,6 +2,7 @@
 
 ``F.linear`` on a plain bfloat16 weight reorders it in every call, which costs a decode step nearly
 half as much again. Weights are reordered once, after loading; results stay bit for bit the same.
+An update of a running server's weights finds the plain layout, and leaves the other one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
 SWITCH = "SPECVLM_CPU_PACKED_WEIGHTS"
-"""``0`` keeps the plain layout, which SGLang's updates of the weights of a running server need."""
+"""``0`` keeps the plain layout."""
 
 _LINEAR_METHOD = "UnquantizedLinearMethod"
 _MODULE = "sglang.srt.layers.quantization.unquant"
@@ -38,6 +39,7 @@ def install() -> None:
         return
     contract.require("linear")
     replace_function(_MODULE, f"{_LINEAR_METHOD}.process_weights_after_loading", _packing)
+    replace_function(_MODULE, f"{_LINEAR_METHOD}.restore_weights_before_loading", _unpacking)
     replace_function(_MODULE, f"{_LINEAR_METHOD}.apply", _applying)
 
 
@@ -59,11 +61,26 @@ def _packing(original: Callable[..., None]) -> Callable[..., None]:
         weight: Any = layer.weight
         # A replicated layer may be a router, whose weight some models read themselves.
         if _is_parallel(layer) and weight.dtype == torch.bfloat16 and not weight.is_mkldnn:
-            packed = Parameter(pack(weight.data), requires_grad=False)
-            packed.__dict__.update(weight.__dict__)
-            layer.weight = packed
+            layer.weight = _in_place_of(weight, pack(weight.data))
 
     return process_weights_after_loading
+
+
+def _unpacking(original: Callable[..., None]) -> Callable[..., None]:
+    def restore_weights_before_loading(self: Any, layer: torch.nn.Module) -> None:
+        original(self, layer)
+        weight: Any = layer.weight
+        if weight.is_mkldnn:
+            layer.weight = _in_place_of(weight, weight.data.to_dense())
+
+    return restore_weights_before_loading
+
+
+def _in_place_of(weight: Any, data: torch.Tensor) -> Parameter:
+    """A parameter of ``data`` with what SGLang has noted on ``weight``, such as its loader."""
+    replacement = Parameter(data, requires_grad=False)
+    replacement.__dict__.update(weight.__dict__)
+    return replacement
 
 
 def _applying(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

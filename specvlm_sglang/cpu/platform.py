@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
@@ -60,6 +61,14 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from specvlm_sglang.cpu.kernels import cache_locs
 
         return cache_locs.assign_extend_cache_locs
+
+    def get_torch_profiler_activity_str(self) -> str:
+        """Return the profiler's name for what this platform does."""
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        """Return the profiler's activity of that name."""
+        return torch.profiler.ProfilerActivity.CPU
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Fill in what the user left open; explicit flags win.

@@ -14,6 +14,7 @@ from specvlm_sglang.host import (
     min_p,
     penalty_order,
     prefill_only,
+    runtime_knobs,
     sessions,
     stops,
     verification,
@@ -35,6 +36,7 @@ def install(worker: Any) -> None:
     prefill_only.install()
     stops.install()
     sessions.install(worker)
+    runtime_knobs.keep_lossless()
     contract.require("worker")
     _worker = weakref.ref(worker)
     replace_function(

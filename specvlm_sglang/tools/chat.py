@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 
+from specvlm_sglang.tools.client import key_of
 from specvlm_sglang.tools.errors import told_as_tool_errors
 
 
@@ -92,7 +93,12 @@ def stream(
 
 @told_as_tool_errors(openai.APIError)
 def chat(
-    url: str, messages: list[dict[str, Any]], max_tokens: int, **fields: Any
+    url: str,
+    messages: list[dict[str, Any]],
+    max_tokens: int,
+    *,
+    api_key: str | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Ask the OpenAI API greedily for a whole answer, as SGLang sends it.
 
@@ -106,6 +112,8 @@ def chat(
         As from `messages_of`.
     max_tokens
         Length limit of the answer.
+    api_key
+        Of a server with ``--api-key``, as `key_of` has it.
     fields
         Further ones that SGLang adds to the API, such as ``custom_params``.
 
@@ -115,13 +123,15 @@ def chat(
         The server refused or cannot be reached; the message is its own.
     """
     extra = {"return_meta_info": True, **fields}
-    answer = _completions(url).create(**_greedy(messages, max_tokens), extra_body=extra)
+    answer = _completions(url, api_key).create(**_greedy(messages, max_tokens), extra_body=extra)
     found: dict[str, Any] = answer.model_dump()
     return found
 
 
-def _completions(url: str) -> Any:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).chat.completions
+def _completions(url: str, api_key: str | None = None) -> Any:
+    # The client asks for some key, the server only where it was started with one.
+    key = key_of(api_key) or "none"
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0).chat.completions
 
 
 def _greedy(messages: list[dict[str, Any]], max_tokens: int) -> dict[str, Any]:

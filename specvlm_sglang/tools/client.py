@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,19 @@ from specvlm_sglang.tools.errors import ToolError, told_as_tool_errors
 
 SECONDS = 1800.0
 """Longest wait for one message of a server."""
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+"""Where the key of a server with ``--api-key`` is looked for; the OpenAI client looks there too."""
+
+
+def key_of(api_key: str | None = None) -> str | None:
+    """Return the key for a server: the given one, or else the environment's; None without any."""
+    return api_key or os.environ.get(API_KEY_VARIABLE) or None
+
+
+def headers(api_key: str | None = None) -> dict[str, str]:
+    """Headers that carry `key_of`."""
+    key = key_of(api_key)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,11 @@ def ask(
     first = last = None
     first_tokens = 0
     piece: dict[str, Any] = {}
-    with httpx.stream("POST", f"{url}/generate", json=body, timeout=SECONDS) as response:
+    with httpx.stream(
+        "POST", f"{url}/generate", json=body, timeout=SECONDS, headers=headers()
+    ) as response:
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            response.raise_for_status()
         if response.status_code != httpx.codes.OK:
             raise ToolError(f"{response.status_code}: {response.read().decode()[:500]}")
         for line in response.iter_lines():
@@ -133,15 +151,15 @@ def ask(
 
 
 @told_as_tool_errors(httpx.HTTPError)
-def get_json(url: str, path: str) -> dict[str, Any]:
-    """What a server says under ``path``, such as ``/server_info``.
+def get_json(url: str, path: str, *, api_key: str | None = None) -> dict[str, Any]:
+    """What a server says under ``path``, such as ``/server_info``; the key as `key_of` has it.
 
     Raises
     ------
     ToolError
         The server refused or cannot be reached.
     """
-    answer = httpx.get(f"{url}{path}", timeout=600)
+    answer = httpx.get(f"{url}{path}", timeout=600, headers=headers(api_key))
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
     return found
@@ -165,5 +183,7 @@ def flush_cache(url: str) -> None:
     ToolError
         The server refused or cannot be reached.
     """
-    answer = httpx.post(f"{url}/flush_cache", params={"timeout": 60}, timeout=600)
+    answer = httpx.post(
+        f"{url}/flush_cache", params={"timeout": 60}, timeout=600, headers=headers()
+    )
     answer.raise_for_status()

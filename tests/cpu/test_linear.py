@@ -25,6 +25,7 @@ def method() -> Iterator[Any]:
     with unhooked(
         (MODULE, "UnquantizedLinearMethod.apply"),
         (MODULE, "UnquantizedLinearMethod.process_weights_after_loading"),
+        (MODULE, "UnquantizedLinearMethod.restore_weights_before_loading"),
     ):
         linear.install()
         from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
@@ -86,6 +87,23 @@ def test_writing_into_packed_weights_is_an_error_and_no_silence(method: Any) -> 
     method.process_weights_after_loading(made)
     with pytest.raises(RuntimeError):
         made.weight.data.copy_(torch.zeros(96, 40, dtype=torch.bfloat16))
+
+
+def test_an_update_finds_plain_weights_and_leaves_packed_ones(method: Any) -> None:
+    made = layer("ColumnParallelLinear", torch.bfloat16)
+    before = made.weight.data.clone()
+    method.process_weights_after_loading(made)
+    method.restore_weights_before_loading(made)
+    assert not made.weight.is_mkldnn
+    assert made.weight.output_dim == 0
+    assert torch.equal(made.weight, before)
+    made.weight.data.copy_(2 * before)
+    method.process_weights_after_loading(made)
+    assert made.weight.is_mkldnn
+    x = torch.randn(3, 40).bfloat16()
+    with torch.inference_mode():
+        expected = torch.nn.functional.linear(x, 2 * before)
+        assert torch.equal(method.apply(made, x), expected)
 
 
 def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

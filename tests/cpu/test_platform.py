@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sglang.srt.platforms import current_platform
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
 
-from specvlm_sglang.cpu import activation
+from specvlm_sglang.cpu import activation, unsupported
 from specvlm_sglang.cpu.attention import BACKEND_NAME
 from specvlm_sglang.cpu.platform import (
     DEFAULT_MAX_RUNNING_REQUESTS,
@@ -133,3 +134,46 @@ def test_sglangs_own_standalone_drafts_with_our_backend(resolve: Any, text_draft
     assert resolved.attention_backend == BACKEND_NAME
     assert resolved.speculative_draft_attention_backend in (None, BACKEND_NAME)
     assert resolved.speculative_num_draft_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--enable-deterministic-inference"], "--enable-deterministic-inference does not work"),
+        (["--quantization", "fp8"], "--quantization=fp8 does not work on a CPU"),
+        (["--quantization", "awq"], "--quantization=awq does not work on a CPU"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_refused_by_its_flag(
+    resolve: Any, flags: list[str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        resolve(*flags)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8"])
+def test_a_quantised_checkpoint_says_what_is_needed(
+    method: str, text_target: Path, tmp_path: Path
+) -> None:
+    config = json.loads((text_target / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert unsupported.quantization_of(str(tmp_path)) == method
+    arguments = prepare_server_args(["--model-path", str(tmp_path)])
+    with pytest.raises(ValueError, match=f"quantised with {method}, whose kernels need a GPU"):
+        arguments.resolve_once()
+
+
+def test_a_plain_checkpoint_and_one_that_is_not_there_name_no_method(
+    text_target: Path, tmp_path: Path
+) -> None:
+    assert unsupported.quantization_of(str(text_target)) is None
+    assert unsupported.quantization_of(str(tmp_path / "missing")) is None
+
+
+def test_the_profiler_finds_what_this_platform_does() -> None:
+    activity = current_platform.get_torch_profiler_activity()
+    assert activity == torch.profiler.ProfilerActivity.CPU
+    assert hasattr(
+        torch.profiler.ProfilerActivity, current_platform.get_torch_profiler_activity_str()
+    )

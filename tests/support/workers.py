@@ -16,6 +16,7 @@ SHARED_SERVERS = {
         "test_specvlm_examples",
         "test_specvlm_sampling",
         "test_video_requests",
+        "test_what_kills_a_server",
     ),
     "servers that answer beside one another": (
         "test_specvlm_prefill_only",

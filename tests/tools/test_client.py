@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.tools.chat import chat, stream
-from specvlm_sglang.tools.client import ask, flush_cache, specvlm_state
+from specvlm_sglang.tools.client import (
+    API_KEY_VARIABLE,
+    ask,
+    flush_cache,
+    get_json,
+    specvlm_state,
+)
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.server import HOST, free_port
 
@@ -25,13 +31,32 @@ def piece(ids: list[int], **meta: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(pieces: list[dict[str, Any]], status: int = 200) -> Iterator[tuple[str, list[Any]]]:
-    """Address of a server that answers everything with ``pieces``, and the bodies it got."""
+def serving(
+    pieces: list[dict[str, Any]], status: int = 200, key: str | None = None
+) -> Iterator[tuple[str, list[Any]]]:
+    """Address of a server that answers everything with ``pieces``, and the bodies it got.
+
+    With ``key`` it answers 401 to whoever does not send it.
+    """
     bodies: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(b'{"internal_states": [{}]}')
+
+        def answer(self, content: bytes) -> None:
+            allowed = key is None or self.headers["Authorization"] == f"Bearer {key}"
+            self.send_response(status if allowed else 401)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(content if allowed else b'{"error": "Unauthorized"}')
+
         def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            if key is not None:
+                self.answer(b'{"choices": []}')
+                return
+            bodies.append(json.loads(sent))
             self.send_response(status)
             self.end_headers()
             for item in pieces:
@@ -98,17 +123,47 @@ def test_a_refusal_an_error_and_silence_are_said() -> None:
         ask(url, "p", [], 8)
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        lambda url: ask(url, "p", [], 8),
-        lambda url: stream(url, [], 8),
-        lambda url: chat(url, [], 8),
-        specvlm_state,
-        flush_cache,
-    ],
-    ids=["ask", "stream", "chat", "state", "flush"],
-)
-def test_a_server_that_is_not_there_is_told(question: Callable[[str], object]) -> None:
+QUESTIONS: dict[str, Callable[[str], object]] = {
+    "ask": lambda url: ask(url, "p", [], 8),
+    "stream": lambda url: stream(url, [], 8),
+    "chat": lambda url: chat(url, [], 8),
+    "state": specvlm_state,
+    "flush": flush_cache,
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_server_that_is_not_there_is_told(name: str) -> None:
     with pytest.raises(ToolError, match=r"Connection|refused"):
-        question(f"http://{HOST}:{free_port()}")
+        QUESTIONS[name](f"http://{HOST}:{free_port()}")
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("sent", [None, "wrong"])
+def test_a_server_that_wants_another_key_is_told_in_one_sentence(
+    name: str, sent: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
+    if sent is not None:
+        monkeypatch.setenv(API_KEY_VARIABLE, sent)
+    with serving([], key="secret") as (url, _), pytest.raises(ToolError) as refused:
+        QUESTIONS[name](url)
+    assert str(refused.value) == (
+        "the server answers 401: give its key with --api-key or in OPENAI_API_KEY"
+    )
+
+
+@pytest.mark.parametrize("name", ["chat", "state", "flush"])
+def test_the_key_of_the_environment_opens_a_server(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, "secret")
+    with serving([], key="secret") as (url, _):
+        QUESTIONS[name](url)
+
+
+def test_a_given_key_comes_before_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, "other")
+    with serving([], key="secret") as (url, _):
+        assert get_json(url, "/server_info", api_key="secret") == {"internal_states": [{}]}
+        assert chat(url, [], 8, api_key="secret")["choices"] == []

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from specvlm_sglang.host.symbol import Symbol
 from specvlm_sglang.host.symbols.cpu import CPU
+from specvlm_sglang.host.symbols.robustness import ROBUSTNESS
 from specvlm_sglang.host.symbols.server import SERVER
 from specvlm_sglang.host.symbols.speculation import SPECULATION
 from specvlm_sglang.host.symbols.video import VIDEO
 
-SYMBOLS: Mapping[str, tuple[Symbol, ...]] = {**SERVER, **SPECULATION, **VIDEO, **CPU}
+SYMBOLS: Mapping[str, tuple[Symbol, ...]] = {
+    **SERVER,
+    **ROBUSTNESS,
+    **SPECULATION,
+    **VIDEO,
+    **CPU,
+}

@@ -30,6 +30,20 @@ CPU: dict[str, tuple[Symbol, ...]] = {
         "mem_fraction_static",
         "sleep_on_idle",
     ),
+    "cpu arguments": (
+        Symbol("sglang.srt.arg_groups.pipeline:run_resolution_pipeline", ("server_args",)),
+        *fields(
+            "sglang.srt.server_args:ServerArgs",
+            "device",
+            "enable_deterministic_inference",
+            "model_path",
+            "quantization",
+            "rl_on_policy_target",
+            "speculative_draft_model_path",
+            "speculative_draft_model_quantization",
+            "trust_remote_code",
+        ),
+    ),
     "attention": (
         Symbol(f"{_BACKENDS}.attention_registry:register_attention_backend", ("name",)),
         Symbol(f"{_BACKENDS}.base_attn_backend:AttentionBackend.forward_extend"),
@@ -181,6 +195,11 @@ CPU: dict[str, tuple[Symbol, ...]] = {
         Symbol(
             "sglang.srt.layers.quantization.unquant:"
             "UnquantizedLinearMethod.process_weights_after_loading",
+            ("layer",),
+        ),
+        Symbol(
+            "sglang.srt.layers.quantization.unquant:"
+            "UnquantizedLinearMethod.restore_weights_before_loading",
             ("layer",),
         ),
         Symbol("sglang.srt.layers.linear:ColumnParallelLinear"),

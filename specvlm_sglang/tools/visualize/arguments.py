@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("question", help="what to ask about it")
     add("--out", type=Path, default=Path("demo/visualize.html"), help="the page")
     add("--url", help="of a running SPECVLM server; default: one is started")
+    add("--api-key", help="of that server; default: OPENAI_API_KEY")
     add("--target", help="your target model; default: the shipped one")
     add("--draft", help="your draft model; default: the shipped one")
     add("--retention", type=float, default=0.1, help="share of video tokens that the draft keeps")

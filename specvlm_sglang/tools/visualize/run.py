@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
             retention=options.retention,
             policy=options.policy,
             max_tokens=options.max_tokens,
+            api_key=options.api_key,
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(page, encoding="utf-8")
@@ -63,6 +64,8 @@ def _check(options: argparse.Namespace) -> None:
             raise ToolError(f"{flag} {value} must be at least {least}")
     if options.url and (options.target or options.draft):
         raise ToolError("--url names a running server: leave out --target and --draft")
+    if options.api_key and not options.url:
+        raise ToolError("--api-key is that of a running server: name it with --url")
 
 
 def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
@@ -93,6 +96,7 @@ def ask_for_page(
     policy: str,
     max_tokens: int,
     more_numbers: Sequence[tuple[str, str]] = (),
+    api_key: str | None = None,
 ) -> str:
     """Ask a running SPECVLM server greedily; the page of its answer.
 
@@ -108,6 +112,8 @@ def ask_for_page(
         Length limit of the answer.
     more_numbers
         Shown after the page's own.
+    api_key
+        Of a server with ``--api-key``; default: ``OPENAI_API_KEY``.
 
     Raises
     ------
@@ -122,6 +128,7 @@ def ask_for_page(
         url,
         messages_of(video, question),
         max_tokens,
+        api_key=api_key,
         return_output_ids_in_sglext=True,
         custom_params={"specvlm": chosen},
     )
@@ -133,7 +140,7 @@ def ask_for_page(
     return render(
         question=question,
         detail=detail,
-        tokens=_pieces(url, answer["sglext"]["output_ids"][0]),
+        tokens=_pieces(url, answer["sglext"]["output_ids"][0], api_key),
         frames=read_frames(video, detail["grids"][0][0]) if detail["grids"][0] else [],
         numbers=[*_numbers(meta, report), *more_numbers],
         retention=retention,
@@ -159,11 +166,12 @@ def _numbers(meta: dict[str, Any], report: dict[str, Any]) -> list[tuple[str, st
     return numbers
 
 
-def _pieces(url: str, ids: list[int]) -> list[str]:
+def _pieces(url: str, ids: list[int], api_key: str | None) -> list[str]:
     """Text of each token; bytes of an unfinished character count to the token that ends it."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(get_json(url, "/model_info")["tokenizer_path"])
+    info = get_json(url, "/model_info", api_key=api_key)
+    tokenizer = AutoTokenizer.from_pretrained(info["tokenizer_path"])
     pieces = []
     shown = ""
     for stop in range(1, len(ids) + 1):
