@@ -15,19 +15,8 @@ from sglang.srt.utils import common
 from specvlm_sglang.host.media import install
 from tests.support import clips
 from tests.support.hooks import unhooked
+from tests.support.media_hooks import LOADERS
 
-COMMON = "sglang.srt.utils.common"
-HOOKED = tuple(
-    (COMMON, name)
-    for name in (
-        "_normalize_video_input",
-        "load_image",
-        "get_image_bytes",
-        "get_mm_http_session",
-        "download_remote_media",
-        "configure_media_url_security",
-    )
-)
 TIME_OUT, SLACK = 1, 2.0
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n"
 
@@ -36,7 +25,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\n"
 def hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("REQUEST_TIMEOUT", str(TIME_OUT))
     monkeypatch.setattr(common, "_mm_http_session", threading.local())
-    with unhooked(*HOOKED):
+    with unhooked(*LOADERS):
         install.install()
         yield
 

@@ -21,8 +21,8 @@ from specvlm_sglang.host.media import install
 from specvlm_sglang.host.media.reader import PyAVReader
 from tests.support import clips, numbered
 from tests.support.hooks import unhooked
+from tests.support.media_hooks import LOADERS
 
-COMMON = "sglang.srt.utils.common"
 HOOKED = (
     ("sglang.srt.utils.video_decoder", "VideoDecoderWrapper.__init__"),
     ("sglang.srt.multimodal.processors.qwen_vl", "preprocess_video"),
@@ -31,17 +31,7 @@ HOOKED = (
         "sglang.srt.multimodal.processors.base_processor",
         "BaseMultimodalProcessor._load_single_item",
     ),
-    *(
-        (COMMON, name)
-        for name in (
-            "_normalize_video_input",
-            "load_image",
-            "get_image_bytes",
-            "get_mm_http_session",
-            "download_remote_media",
-            "configure_media_url_security",
-        )
-    ),
+    *LOADERS,
 )
 
 

@@ -18,19 +18,8 @@ from sglang.srt.utils import common
 from specvlm_sglang.host.media import install, sources
 from tests.support import clips
 from tests.support.hooks import unhooked
+from tests.support.media_hooks import LOADERS
 
-COMMON = "sglang.srt.utils.common"
-HOOKED = tuple(
-    (COMMON, name)
-    for name in (
-        "_normalize_video_input",
-        "load_image",
-        "get_image_bytes",
-        "get_mm_http_session",
-        "download_remote_media",
-        "configure_media_url_security",
-    )
-)
 CONTENT = bytes(range(256)) + b"\xfb\xff\xfe"
 BASE64 = base64.b64encode(CONTENT).decode()
 URL_SAFE = base64.urlsafe_b64encode(CONTENT).decode()
@@ -38,7 +27,7 @@ URL_SAFE = base64.urlsafe_b64encode(CONTENT).decode()
 
 @pytest.fixture(autouse=True, scope="module")
 def hooked() -> Iterator[None]:
-    with unhooked(*HOOKED):
+    with unhooked(*LOADERS):
         install.install()
         yield
 
