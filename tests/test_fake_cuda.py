@@ -53,6 +53,8 @@ FLASHINFER_ROUND: Allowed = {"call_begin_forward": 16}
 """Without graphs each of four passes is planned so."""
 TREE_IN_PAGES: Allowed = {"duplicate_prefix_tail_to_draft_branches": 2}
 """Two boolean masks."""
+WITH_DETAIL = "report/detail.py:add_selection"
+"""The one place of ours that waits, for a request that asks to see its scores."""
 
 STEADY = {"greedy": 12, "sampled": 18, "penalties": 90}
 """Launches of ours in a round of two requests that do not grow."""
@@ -60,7 +62,7 @@ PER_ROW = 2
 """And for each row that grows."""
 BETWEEN = 10
 """And where rows were freed since the last one."""
-PER_PREFILL = {"": 145, "penalties": 165, "after a retraction": 180}
+PER_PREFILL = {"": 150, "penalties": 165, "after a retraction": 180}
 """Of two prompts, one with a video, on a target of four layers; more where its end is named."""
 
 
@@ -125,13 +127,16 @@ def test_nothing_of_ours_waits_and_of_sglangs_only_what_is_known(found: Any, nam
     case, steps = found(name)
     for step, seen in steps.items():
         ours = [wait for wait in seen["waits"] if wait["ours"]]
-        assert not ours, (step, ours)
+        if step == "prefill with detail":
+            assert {wait["where"] for wait in ours} <= {WITH_DETAIL}, (step, ours)
+        else:
+            assert not ours, (step, ours)
         functions: Counter[str] = Counter()
         for wait in seen["waits"]:
-            functions[wait["where"].rpartition(":")[2]] += wait["times"]
+            if not wait["ours"]:
+                functions[wait["where"].rpartition(":")[2]] += wait["times"]
         new = functions - allowed(case, step)
-        known = {function: wait for function in new for wait in seen["waits"]}
-        assert not new, (step, new, known)
+        assert not new, (step, new, seen["waits"])
 
 
 @every_case

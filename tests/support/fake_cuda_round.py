@@ -445,16 +445,19 @@ class Server:
 
     # Requests and batches.
 
-    def request(self, row: int, policy: str | None, sampling: str) -> Any:
+    def request(self, row: int, policy: str | None, sampling: str, *, detail: bool = False) -> Any:
         """A request in this row; of text without a policy."""
         from sglang.srt.managers.schedule_batch import Req
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         with on_the_host():
             length = TEXT if policy is None else VIDEO[0]
+            options: dict[str, Any] = {"detail": detail}
+            if policy is not None:
+                options["policy"] = policy
             parameters = SamplingParams(
                 max_new_tokens=64,
-                custom_params=None if policy is None else {"specvlm": {"policy": policy}},
+                custom_params={"specvlm": options},
                 **SAMPLING[sampling],
             )
             tokenizer = SimpleNamespace(additional_stop_token_ids=None, eos_token_id=3)
@@ -639,6 +642,8 @@ class Server:
             self.round(f"round {sampling}", reqs)
         kv.free(1)
         self.round("round after an abort", reqs)
+        detailed = [self.request(3, usual, "greedy", detail=True)]
+        self.prefill("prefill with detail", detailed)
         for row in (1, 2):
             kv.free(row)
         self.round("round without a draft", reqs)
