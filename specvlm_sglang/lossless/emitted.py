@@ -108,7 +108,8 @@ class EmittedTokens:
         subtracted, scale = self.terms_after(asked, req.output_ids)
         added = -subtracted
         if asked.withholds_stops and len(req.output_ids) < asked.min_new_tokens:
-            added[list(asked.stop_tokens)] = -torch.inf
+            # Indices from the host would wait for the device.
+            added.index_fill_(0, self._send(asked.stop_tokens, torch.int64), -torch.inf)
         return added, scale
 
     def looks_back(self, rows: Sequence[int]) -> bool:

@@ -125,7 +125,9 @@ class RunningScorer:
 
         Where prefill and decoding have backends of their own, it is prefill's.
         """
-        backend = getattr(backend, "prefill_backend", backend)
+        prefill = getattr(backend, "prefill_backend", None)
+        # FlashInfer's backend has an attribute of this name too, a string.
+        backend = prefill if hasattr(prefill, "forward_extend") else backend
         original: Callable[..., torch.Tensor] = backend.forward_extend
 
         def forward_extend(

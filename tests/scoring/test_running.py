@@ -236,3 +236,11 @@ def test_of_separate_backends_it_is_prefills_that_is_watched() -> None:
     RunningScorer(lambda _: torch.empty(0)).watch(outer)
     assert outer.forward_extend is before[0]
     assert prefill.forward_extend is not before[1]
+
+
+def test_a_backend_that_only_names_its_kernels_for_prefill_is_watched_itself() -> None:
+    """SGLang's FlashInfer backend: ``prefill_backend = "fa2"``."""
+    backend = SimpleNamespace(forward_extend=lambda *_: None, prefill_backend="fa2")
+    before = backend.forward_extend
+    RunningScorer(lambda _: torch.empty(0)).watch(backend)
+    assert backend.forward_extend is not before

@@ -1,0 +1,749 @@
+"""A request's whole life on `fake_cuda` tensors: prefill, scores, selection, draft, verify, end.
+
+    python -m tests.support.fake_cuda_round < cases.json
+
+reads a list of `Case` fields and prints what each did, step by step, and what the mode makes of
+some lines that are known. Real are the worker,
+the draft worker, SGLang's speculative worker, batches, pools, tables and attention metadata. Not
+there are the two models' forward passes, whose inputs are checked and whose logits are new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from tests.support import fake_cuda
+from tests.support.fake_cuda import FakeCuda, Seen, on_the_host
+
+ROWS = 6
+TARGET_TOKENS = 8192
+VIDEO, TEXT = (340, 10, 300), 25
+"""A prompt's length, its video's first token and tokens; another prompt's length."""
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "sampled": {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.1},
+    "penalties": {
+        "temperature": 0,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.2,
+        "min_new_tokens": 4,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One server.
+
+    Attributes
+    ----------
+    target, draft
+        Checkpoints; only their configurations are read.
+    backend
+        ``--attention-backend``.
+    topk
+        ``--speculative-eagle-topk``.
+    page
+        ``--page-size``.
+    policies
+        Each gets a video of its own, one after another.
+    sampling
+        Of `SAMPLING`; each gets a prefill and two rounds of its own, the first of which grows.
+    positions
+        ``--specvlm-positions``; None for the family's own.
+    """
+
+    target: str
+    draft: str
+    backend: str
+    topk: int = 1
+    page: int = 1
+    policies: tuple[str, ...] = ("specvlm",)
+    sampling: tuple[str, ...] = tuple(SAMPLING)
+    positions: str | None = None
+
+
+def run(cases: Sequence[Case]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run these cases in a process of their own.
+
+    Returns
+    -------
+    list of dict
+        What each did: ``steps`` by name, and ``error``, None or a traceback.
+    dict
+        What was noted of each of `KNOWN_LINES`.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.fake_cuda_round"],
+        input=json.dumps([asdict(case) for case in cases]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["cases"], found["known lines"]
+
+
+def _assign(index: Any) -> None:
+    torch.zeros(4, device="cuda")[index] = 1.0
+
+
+KNOWN_LINES: dict[str, Callable[[], Any]] = {
+    "one element is assigned": lambda: _assign(2),
+    "a range is assigned": lambda: _assign(slice(2, 3)),
+    "a list of places is assigned": lambda: _assign([0, 2]),
+    "a value is read": lambda: torch.zeros(4, device="cuda")[0].item(),
+    "values are listed": lambda: torch.zeros(4, device="cuda").tolist(),
+    "a mask selects": lambda: torch.zeros(4, device="cuda")[torch.ones(4, device="cuda") > 0],
+    "a pageable copy": lambda: torch.zeros(4).to("cuda", non_blocking=True),
+    "a pinned copy that blocks": lambda: torch.zeros(4).pin_memory().to("cuda"),
+    "a pinned copy": lambda: torch.zeros(4).pin_memory().to("cuda", non_blocking=True),
+    "a tensor made of a list": lambda: torch.tensor([1, 2], device="cuda"),
+    "two devices": lambda: torch.zeros(4, device="cuda") + torch.zeros(4),
+}
+"""What the host waits for on a GPU, what it does not, and what fails there."""
+
+
+def _note_known_lines(mode: FakeCuda) -> dict[str, str]:
+    noted = {}
+    for name, line in KNOWN_LINES.items():
+        seen = mode.start()
+        try:
+            line()
+        except RuntimeError:
+            noted[name] = "fails"
+        else:
+            noted[name] = "waits" if seen.waits else "goes on"
+    return noted
+
+
+def _plain(seen: Seen) -> dict[str, Any]:
+    waits: Counter[tuple[bool, str, str, str, str]] = Counter()
+    for what, nearest, ours in seen.waits:
+        if nearest is None:
+            waits[False, "", what, "", str(ours)] += 1
+        else:
+            waits[nearest.ours, nearest.where, what, str(nearest), str(ours)] += 1
+    keys = ("ours", "where", "what", "line", "our_line")
+    return {
+        "waits": [
+            {**dict(zip(keys, wait, strict=True)), "times": times} for wait, times in waits.items()
+        ],
+        "ours": [f"{name} | {place}" for name, place in seen.ours],
+        "launches": seen.launches,
+        "mixes": seen.mixes,
+    }
+
+
+class Model:
+    """What is asked of SGLang's model class beside its forward pass."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.logits_processor = SimpleNamespace(vocab_size=config.vocab_size)
+        self.embedding = Embedding(config)
+
+    def get_input_embeddings(self) -> Embedding:
+        return self.embedding
+
+    def get_video_feature(self, items: Sequence[Any]) -> torch.Tensor:
+        (item,) = items
+        assert item.feature.is_cuda
+        tokens = sum(last - first + 1 for first, last in item.offsets)
+        return torch.empty((tokens, self.config.hidden_size), dtype=torch.bfloat16, device="cuda")
+
+    def forward(self, input_ids: Any, positions: Any, forward_batch: Any) -> Any:
+        assert positions.is_cuda
+        assert positions.shape == input_ids.shape
+
+
+class Embedding:
+    """SGLang's ``VocabParallelEmbedding`` of one rank."""
+
+    tp_size = 1
+
+    def __init__(self, config: Any) -> None:
+        shape = (config.vocab_size, config.hidden_size)
+        self.weight = torch.nn.Parameter(
+            torch.empty(shape, dtype=torch.bfloat16, device="cuda"), requires_grad=False
+        )
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding(ids, self.weight)
+
+
+class Runner:
+    """SGLang's ``ModelRunner`` as far as attention metadata and our worker read it."""
+
+    def __init__(
+        self, case: Case, mode: FakeCuda, arguments: Any, is_draft: bool, context_length: Any
+    ) -> None:
+        from sglang.srt.configs.model_config import ModelConfig
+        from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+        self.case, self.is_draft_worker, self.server_args = case, is_draft, arguments
+        self.mode = mode
+        self.read: set[int] = set()
+        """Addresses that the captured part of a pass read beside what it was given."""
+        self.model_config = ModelConfig.from_server_args(
+            arguments,
+            model_path=case.draft if is_draft else None,
+            is_draft_model=is_draft,
+            context_length=context_length,
+        )
+        self.model = Model(self.model_config)
+        self.device, self.gpu_id = "cuda", 0
+        self.dtype = self.kv_cache_dtype = torch.bfloat16
+        self.kv_cache_dtype_str = "auto"
+        self.spec_algorithm = SpeculativeAlgorithm.from_string("SPECVLM")
+        self.page_size = case.page
+        self.sliding_window_size = None
+        self.use_mla_backend = False
+        self.lora_manager = self.watermark_state = self.canary_manager = None
+        self.hybrid_gdn_config = self.draft_attention_backend = None
+        self.decode_cuda_graph_runner = self.graph_shared_output = None
+        self.ngram_embedding_manager = SimpleNamespace(enabled=False)
+        self.prefill_attention_backend_str = self.decode_attention_backend_str = case.backend
+        self.spec_aux_config = SimpleNamespace(draft_model_config=None)
+        self.attn_cp_size, self.max_running_requests = 1, ROWS
+        self.prefill_aware_swa = self.init_new_workspace = False
+        self.attn_backend: Any = None
+        self.passes: list[tuple[str, int]] = []
+
+    def decode_num_tokens_per_req(self, num_draft_tokens: int | None = None) -> int:
+        from sglang.srt.runtime_context import get_spec
+
+        return int(get_spec().speculative_num_draft_tokens)
+
+    def allocate(self, tokens: int) -> None:
+        from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+        from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
+        from sglang.srt.mem_cache.kv_index_translator import KVIndexTranslator
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+
+        config, page = self.model_config, self.case.page
+        self.max_total_num_tokens = tokens
+        self.req_to_token_pool = ReqToTokenPool(
+            ROWS, config.context_len + 8, "cuda", enable_memory_saver=False
+        )
+        self.token_to_kv_pool = MHATokenToKVPool(
+            size=tokens,
+            page_size=page,
+            dtype=torch.bfloat16,
+            head_num=config.get_num_kv_heads(1),
+            head_dim=config.head_dim,
+            layer_num=config.num_hidden_layers,
+            device="cuda",
+            enable_memory_saver=False,
+            enable_kv_cache_copy=self.case.topk > 1,
+        )
+        common: dict[str, Any] = {
+            "dtype": torch.bfloat16,
+            "device": "cuda",
+            "kvcache": self.token_to_kv_pool,
+            "need_sort": False,
+        }
+        self.token_to_kv_pool_allocator = (
+            TokenToKVPoolAllocator(tokens, **common)
+            if page == 1
+            else PagedTokenToKVPoolAllocator(tokens, page, **common)
+        )
+        self.kv_index_translator = KVIndexTranslator(
+            req_to_token=self.req_to_token_pool.req_to_token,
+            token_to_kv_pool_allocator=self.token_to_kv_pool_allocator,
+            token_to_kv_pool=self.token_to_kv_pool,
+            page_size=page,
+            device="cuda",
+            is_draft_worker=self.is_draft_worker,
+        )
+
+    def start_attention(self) -> None:
+        module, name = {
+            "fa3": ("flashattention_backend", "FlashAttentionBackend"),
+            "triton": ("triton_backend", "TritonAttnBackend"),
+            "flashinfer": ("flashinfer_backend", "FlashInferAttnBackend"),
+        }[self.case.backend]
+        module = importlib.import_module(f"sglang.srt.layers.attention.{module}")
+        self.attn_backend = getattr(module, name)(self)
+        self.attn_backend.forward_extend = lambda *_, **__: None
+
+    def logits(self, rows: int) -> Any:
+        from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+        size = self.model.logits_processor.vocab_size
+        logits = torch.empty((rows, size), dtype=torch.float32, device="cuda")
+        return LogitsProcessorOutput(next_token_logits=logits)
+
+    def check(self, forward_batch: Any) -> None:
+        """What a model is given lies on the device and has one entry a token."""
+        tokens = forward_batch.input_ids.shape[0]
+        shapes = {
+            "input_ids": (tokens,),
+            "positions": (tokens,),
+            "out_cache_loc": (tokens,),
+            "mrope_positions": (3, tokens),
+            "seq_lens": (forward_batch.batch_size,),
+            "req_pool_indices": (forward_batch.batch_size,),
+        }
+        for name, shape in shapes.items():
+            value = getattr(forward_batch, name)
+            if name == "mrope_positions" and value is None:
+                assert not self.model_config.model_is_mrope, "no M-RoPE ids"
+                continue
+            assert value.is_cuda, f"{name} on {value.device}"
+            assert value.shape == shape, f"{name}: {tuple(value.shape)} is not {shape}"
+        self.passes.append((forward_batch.forward_mode.name, tokens))
+
+    def forward(self, forward_batch: Any, **_: Any) -> Any:
+        """The draft's pass."""
+        from sglang.srt.managers import mm_utils
+
+        self.check(forward_batch)
+        tokens = forward_batch.input_ids.shape[0]
+        if forward_batch.needs_forward_metadata_init() and self.attn_backend is not None:
+            self.attn_backend.init_forward_metadata(forward_batch)
+        rows = tokens
+        if forward_batch.forward_mode.is_extend_without_speculative():
+            rows = len(forward_batch.extend_seq_lens_cpu)
+            embeddings = mm_utils.prepare_mm_inputs(
+                forward_batch.input_ids, forward_batch, None, {}
+            )
+            assert embeddings.shape == (tokens, self.model_config.hidden_size)
+            assert embeddings.is_cuda
+        given = [forward_batch.input_ids, forward_batch.positions, forward_batch.req_pool_indices]
+        with self.mode.capturing(given) as read:
+            self.model.forward(forward_batch.input_ids, forward_batch.positions, forward_batch)
+        if not forward_batch.forward_mode.is_extend_without_speculative():
+            self.read |= read
+        return SimpleNamespace(logits_output=self.logits(rows))
+
+
+class ModelWorker:
+    """SGLang's ``TpModelWorker``, of the draft and of the target."""
+
+    tokenizer: Any = None
+    random_seed = 0
+    device = "cuda"
+    made: Any = None
+    """Makes the runner of the next draft."""
+
+    def __init__(self, *_: Any, runner: Runner | None = None, **__: Any) -> None:
+        self.model_runner = runner or ModelWorker.made()
+        self.model_config = self.model_runner.model_config
+
+    def alloc_memory_pool(self, memory_pool_config: Any = None, **_: Any) -> None:
+        self.model_runner.allocate(memory_pool_config.max_total_num_tokens)
+
+    def init_attention_backends(self) -> None:
+        self.model_runner.start_attention()
+
+    def forward_batch_generation(
+        self, batch: Any, forward_batch: Any = None, is_verify: bool = False, **_: Any
+    ) -> Any:
+        """The target's prefill or verification."""
+        from sglang.srt.managers.utils import GenerationBatchResult
+        from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+        runner = self.model_runner
+        if is_verify:
+            runner.check(forward_batch)
+            runner.attn_backend.init_forward_metadata(forward_batch)
+            rows = forward_batch.input_ids.shape[0]
+            return GenerationBatchResult(logits_output=runner.logits(rows))
+        forward_batch = ForwardBatch.init_new(batch, runner, return_hidden_states_before_norm=False)
+        runner.check(forward_batch)
+        runner.attn_backend.init_forward_metadata(forward_batch)
+        self._attend(forward_batch)
+        newest = torch.empty(len(batch.reqs), dtype=torch.int64, device="cuda")
+        logits = runner.logits(len(batch.reqs))
+        return GenerationBatchResult(logits_output=logits, next_token_ids=newest)
+
+    def _attend(self, forward_batch: Any) -> None:
+        config = self.model_config
+        heads, size = config.num_attention_heads, config.head_dim
+        tokens = forward_batch.input_ids.shape[0]
+        for layer_id in range(config.num_hidden_layers):
+            layer = SimpleNamespace(
+                layer_id=layer_id,
+                sliding_window_size=-1,
+                is_cross_attention=False,
+                scaling=size**-0.5,
+                logit_cap=0.0,
+                k_scale_float=None,
+                tp_q_head_num=heads,
+                qk_head_dim=size,
+            )
+            queries = torch.empty((tokens, heads * size), dtype=torch.bfloat16, device="cuda")
+            self.model_runner.attn_backend.forward_extend(queries, None, None, layer, forward_batch)
+
+
+class Server:
+    """One case: a worker, and a batch of requests that it serves."""
+
+    def __init__(self, case: Case, mode: FakeCuda) -> None:
+        self.case, self.mode = case, mode
+        self.steps: dict[str, Any] = {}
+        arguments = _arguments(case)
+        runner = Runner(case, mode, arguments, False, None)
+        length = runner.model_config.context_len
+        ModelWorker.made = partial(Runner, case, mode, arguments, True, length)
+        self.target = ModelWorker(runner=runner)
+        self.worker = self._start(arguments)
+        self.draft = self.worker._draft_worker
+
+    def _start(self, arguments: Any) -> Any:
+        from sglang.srt.managers.overlap_utils import FutureMap, decide_needs_cpu_seq_lens
+        from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+
+        runner = self.target.model_runner
+        worker = runner.spec_algorithm.create_worker(arguments)(arguments, 0, 1234, self.target)
+        runner.allocate(TARGET_TOKENS)
+        known = {"max_total_num_tokens": TARGET_TOKENS, "max_running_requests": ROWS}
+        names = {field.name for field in dataclasses.fields(MemoryPoolConfig)}
+        worker.alloc_memory_pool(
+            memory_pool_config=MemoryPoolConfig(
+                **{name: value for name, value in known.items() if name in names}
+            ),
+            req_to_token_pool=runner.req_to_token_pool,
+            token_to_kv_pool_allocator=runner.token_to_kv_pool_allocator,
+        )
+        runner.start_attention()
+        if self.case.backend == "fa3" and self.case.topk == 1:
+            # Brings what lets a chain do without a mask.
+            runner.attn_backend.init_cuda_graph_state(ROWS, ROWS * 4)
+        worker.init_attention_backends()
+        draft = worker._draft_worker
+        draft.cuda_graph_runner = draft.cuda_graph_runner_for_draft_extend = None
+        draft.draft_runner.attn_backend.forward_extend = lambda *_, **__: None
+        self.futures = FutureMap(
+            "cuda",
+            runner.spec_algorithm,
+            runner.req_to_token_pool,
+            decide_needs_cpu_seq_lens(worker.spec_v2_attn_backends),
+        )
+        return worker
+
+    # Requests and batches.
+
+    def request(self, row: int, policy: str | None, sampling: str, *, detail: bool = False) -> Any:
+        """A request in this row; of text without a policy."""
+        from sglang.srt.managers.schedule_batch import Req
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        with on_the_host():
+            length = TEXT if policy is None else VIDEO[0]
+            options: dict[str, Any] = {"detail": detail}
+            if policy is not None:
+                options["policy"] = policy
+            parameters = SamplingParams(
+                max_new_tokens=64,
+                custom_params={"specvlm": options},
+                **SAMPLING[sampling],
+            )
+            tokenizer = SimpleNamespace(additional_stop_token_ids=None, eos_token_id=3)
+            parameters.normalize(tokenizer)
+            ids = array("q", range(5, 5 + length))
+            req = Req(f"{policy}-{row}", "", ids, parameters, vocab_size=512, eos_token_ids={3})
+            req.tokenizer = tokenizer
+            req.full_untruncated_fill_ids = array("q", ids)
+            req.extend_end = length
+            req.kv = SimpleNamespace(req_pool_idx=row, kv_allocated_len=length + 32)
+            if policy is not None:
+                req.multimodal_inputs = self._video(row)
+        return req
+
+    def _video(self, key: int) -> Any:
+        from sglang.srt.managers.schedule_batch import (
+            Modality,
+            MultimodalDataItem,
+            MultimodalInputs,
+        )
+
+        length, first, tokens = VIDEO
+        trailing = 0 if self.worker._has_mrope else 1
+        item = MultimodalDataItem(
+            modality=Modality.VIDEO,
+            feature=torch.zeros((4 * tokens, 1176)),
+            offsets=[(first, first + tokens - 1 + trailing)],
+            hash=key,
+            model_specific_data={
+                "video_grid_thw": torch.tensor([[3, 20, 20]]),
+                "video_grid": (3, 10, 10),
+            },
+        )
+        inputs = MultimodalInputs(mm_items=[item])
+        if self.worker._has_mrope:
+            inputs.mrope_positions = torch.arange(length).expand(3, -1).clone()
+            inputs.mrope_position_delta = torch.tensor([[-200]])
+        return inputs
+
+    def _number(self, req: Any) -> None:
+        """Positions of what was generated before a retraction, as SGLang appends them."""
+        inputs = req.multimodal_inputs
+        if inputs is None or inputs.mrope_positions is None:
+            return
+        with on_the_host():
+            known = inputs.mrope_positions
+            places = torch.arange(known.shape[1], req.extend_end)
+            more = (places + inputs.mrope_position_delta).expand(3, -1)
+            inputs.mrope_positions = torch.cat([known, more], dim=1)
+
+    def _batch(self, reqs: Sequence[Any], mode: Any, **fields: Any) -> Any:
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
+        from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+        batch = ScheduleBatch.__new__(ScheduleBatch)
+        for one in dataclasses.fields(ScheduleBatch):
+            value = None if one.default is dataclasses.MISSING else one.default
+            if one.default_factory is not dataclasses.MISSING:
+                value = one.default_factory()
+            setattr(batch, one.name, value)
+        runner = self.target.model_runner
+        batch.reqs, batch.device, batch.forward_mode = list(reqs), "cuda", mode
+        batch.model_config, batch.spec_algorithm = runner.model_config, runner.spec_algorithm
+        batch.req_to_token_pool = runner.req_to_token_pool
+        batch.token_to_kv_pool_allocator = runner.token_to_kv_pool_allocator
+        batch.enable_overlap, batch.has_grammar, batch.return_logprob = True, False, False
+        batch.multimodal_inputs = [req.multimodal_inputs for req in reqs]
+        batch.req_pool_indices = torch.empty(len(reqs), dtype=torch.int64, device="cuda")
+        for name, value in fields.items():
+            setattr(batch, name, value)
+        sampling = SamplingBatchInfo.from_schedule_batch(batch, runner.model_config.vocab_size)
+        batch.sampling_info = sampling.copy_for_forward()
+        return batch
+
+    # Steps.
+
+    def prefill(self, name: str, reqs: Sequence[Any]) -> None:
+        """Prefill ``reqs``, whole."""
+        from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+        lengths = [req.extend_end for req in reqs]
+        size, tokens = len(reqs), sum(lengths)
+        with on_the_host():
+            host_lengths = torch.tensor(lengths)
+        batch = self._batch(
+            reqs,
+            ForwardMode.EXTEND,
+            input_ids=torch.empty(tokens, dtype=torch.int64, device="cuda"),
+            seq_lens=torch.empty(size, dtype=torch.int64, device="cuda"),
+            seq_lens_cpu=host_lengths,
+            seq_lens_sum=tokens,
+            orig_seq_lens=torch.empty(size, dtype=torch.int32, device="cuda"),
+            out_cache_loc=torch.empty(tokens, dtype=torch.int64, device="cuda"),
+            prefix_lens=[0] * size,
+            extend_lens=lengths,
+            extend_num_tokens=tokens,
+            extend_logprob_start_lens=[0] * size,
+        )
+        self._step(name, batch)
+        for req in reqs:
+            if req.specvlm.report.cold is not None:
+                raise AssertionError(f"{req.rid} has no draft: {req.specvlm.report.cold}")
+
+    def round(self, name: str, reqs: Sequence[Any], grow: int = 0) -> None:
+        """Draft and verify once; the target has allocated ``grow`` more slots for each request."""
+        from sglang.srt.managers.overlap_utils import resolve_forward_inputs
+        from sglang.srt.model_executor.forward_batch_info import ForwardMode
+        from sglang.srt.speculative.eagle_info import EagleDraftInput
+
+        drafted = EagleDraftInput()
+        batch = self._batch(
+            reqs,
+            ForwardMode.DECODE,
+            spec_info=drafted,
+            seq_lens=torch.empty(len(reqs), dtype=torch.int64, device="cuda"),
+            input_ids=None,
+        )
+        drafted.future_indices = batch.req_pool_indices
+        for req in reqs:
+            req.kv.kv_allocated_len += grow
+        if self.futures.needs_cpu_seq_lens:
+            with on_the_host():
+                batch.seq_lens_cpu = torch.tensor([req.kv.kv_allocated_len - 32 for req in reqs])
+                batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
+        else:
+            self.futures.resolve_seq_lens_cpu(batch)
+        resolve_forward_inputs(batch, self.futures)
+        self._step(name, batch)
+
+    def _step(self, name: str, batch: Any) -> None:
+        seen = self.mode.start()
+        output = self.worker.forward_batch_generation(
+            batch,
+            on_publish=partial(self.futures.publish, batch.req_pool_indices),
+            grammar_barrier=None,
+        )
+        self._note(name, seen)
+        from sglang.srt.managers.overlap_utils import RelayPayload
+
+        relayed = RelayPayload.from_draft_input(output.next_draft_input)
+        self.futures.stash(batch.req_pool_indices, relayed)
+
+    def _note(self, name: str, seen: Seen) -> None:
+        runners = {"target": self.target.model_runner, "draft": self.draft.draft_runner}
+        passes = {who: runner.passes for who, runner in runners.items()}
+        read = self.draft.draft_runner.read
+        self.steps[name] = {
+            **_plain(seen),
+            "passes": passes,
+            "addresses": self._addresses(),
+            "captured": sorted(read),
+        }
+        for runner in runners.values():
+            runner.passes, runner.read = [], set()
+
+    def _addresses(self) -> dict[str, int]:
+        """Where that lies which every round reads."""
+        kv, worker = self.draft.kv, self.worker
+        tensors = {
+            "offsets": kv.offsets,
+            "warm": kv.warm,
+            "draft M-RoPE": kv.mrope_deltas.table,
+            "draft table": kv.req_to_token_pool.req_to_token,
+            "draft keys": self.draft.draft_runner.token_to_kv_pool.get_key_buffer(0),
+            "draft embedding": self.draft.draft_runner.model.embedding.weight,
+            "target M-RoPE": worker.mrope_deltas.table,
+            "target table": self.target.model_runner.req_to_token_pool.req_to_token,
+        }
+        return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+    def live(self) -> None:
+        """Prefill, rounds, and what happens between rounds."""
+        kv = self.draft.kv
+        usual = self.case.policies[0] if self.case.policies else None
+        for policy in self.case.policies:
+            first = [self.request(1, policy, "greedy"), self.request(2, None, "greedy")]
+            self.prefill(f"prefill by {policy}", first)
+        for sampling in self.case.sampling:
+            reqs = [self.request(1, usual, sampling), self.request(2, None, sampling)]
+            self.prefill(f"prefill {sampling}", reqs)
+            self.round(f"first round {sampling}", reqs, grow=4)
+            self.round(f"round {sampling}", reqs)
+        kv.free(1)
+        self.round("round after an abort", reqs)
+        detailed = [self.request(3, usual, "greedy", detail=True)]
+        self.prefill("prefill with detail", detailed)
+        for row in (1, 2):
+            kv.free(row)
+        self.round("round without a draft", reqs)
+        for req in reqs:
+            req.output_ids.extend([7, 8])
+            req.refresh_fill_ids()
+            req.extend_end = len(req.full_untruncated_fill_ids)
+            self._number(req)
+        self.prefill("prefill after a retraction", reqs)
+        self.round("round after a retraction", reqs)
+        seen = self.mode.start()
+        kv.clear()
+        kv.reset_allocator()
+        self.worker.clear_cache_pool()
+        self._note("flush", seen)
+        again = [self.request(1, usual, "greedy"), self.request(2, None, "greedy")]
+        self.prefill("prefill after a flush", again)
+        self.round("round after a flush", again)
+
+
+def _arguments(case: Case) -> Any:
+    from sglang.srt.runtime_context import SpawnRanks, get_parallel, publish
+    from sglang.srt.server_args import prepare_server_args
+
+    line = {
+        "--model-path": case.target,
+        "--speculative-algorithm": "SPECVLM",
+        "--speculative-draft-model-path": case.draft,
+        "--attention-backend": case.backend,
+        "--dtype": "bfloat16",
+        "--page-size": str(case.page),
+        "--speculative-num-steps": "3",
+        "--speculative-eagle-topk": str(case.topk),
+    }
+    arguments = prepare_server_args([part for pair in line.items() for part in pair])
+    arguments.resolve_once()
+    publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
+    get_parallel().override_permanently(tp_group=SimpleNamespace(world_size=1))
+    return arguments
+
+
+def _without_compilers(mode: FakeCuda) -> None:
+    """What SGLang and FlashInfer would compile is noted as launched."""
+    from sglang.srt.speculative import eagle_utils, eagle_worker_v2, standalone_worker_v2
+
+    import specvlm_sglang.worker as ours
+
+    def load(name: Any, *_: Any, **__: Any) -> Any:
+        return fake_cuda.Module(mode, str(name))
+
+    modules: list[tuple[str, Any]] = list(sys.modules.items())
+    for name, module in modules:
+        if name.startswith("sglang") and "load_jit" in vars(module):
+            module.load_jit = load
+
+    from flashinfer.jit.core import JitSpec
+
+    flashinfer: Any = JitSpec
+    flashinfer.build_and_load = lambda spec, *_, **__: fake_cuda.Module(mode, spec.name)
+
+    def probabilities(logits: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        mode.kernel("probabilities", [logits, *arguments, *named.values()])
+        return torch.empty_like(logits)
+
+    for name in ("sampling_softmax", "top_k_renorm_prob", "top_p_renorm_prob"):
+        setattr(eagle_utils, name, probabilities)
+    alone = {"draft_pp_context", "draft_tp_context"}
+    alone |= {"speculative_moe_backend_context", "speculative_moe_a2a_backend_context"}
+    for one in (eagle_worker_v2, standalone_worker_v2, ours):
+        for name in alone & set(vars(one)):
+            setattr(one, name, lambda *_, **__: nullcontext())
+
+
+def main() -> None:
+    """Run the cases on the standard input."""
+    cases = [Case(**fields) for fields in json.load(sys.stdin)]
+    mode = fake_cuda.pretend((9, 0))
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.srt.speculative import standalone_worker_v2
+
+    _without_compilers(mode)
+    found = []
+    for case in cases:
+        steps: dict[str, Any] = {}
+        error = None
+        os.environ["SPECVLM_POSITIONS"] = case.positions or ""
+        with mock.patch.object(standalone_worker_v2, "TpModelWorker", ModelWorker), mode:
+            try:
+                server = Server(case, mode)
+                steps = server.steps
+                server.live()
+            except Exception:
+                error = traceback.format_exc()
+        found.append({"steps": steps, "error": error})
+    with mode:
+        known = _note_known_lines(mode)
+    print(json.dumps({"cases": found, "known lines": known}))
+
+
+if __name__ == "__main__":
+    main()
