@@ -73,11 +73,14 @@ def refuse(server_args: Any) -> None:
 
 
 def quantization_of(model: str, trust_remote_code: bool = False) -> str | None:
-    """The method that a checkpoint's ``config.json`` names; None without one, or unread."""
+    """The method that a checkpoint's ``config.json`` names; None without one, or not here yet."""
     from transformers import PretrainedConfig
 
     try:
-        config, _ = PretrainedConfig.get_config_dict(model, trust_remote_code=trust_remote_code)
+        # Nothing is fetched here: a machine without the hub would wait for it.
+        config, _ = PretrainedConfig.get_config_dict(
+            model, trust_remote_code=trust_remote_code, local_files_only=True
+        )
     except (OSError, ValueError):
         # SGLang says what is wrong with the path.
         return None

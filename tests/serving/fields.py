@@ -330,7 +330,7 @@ NATIVE: dict[str, Decision] = {
     "session_id": Together("conversation-1"),
     "text": Reason.PROMPT,
     "input_ids": Reason.PROMPT,
-    "input_embeds": Refused([[0.0] * 8] * 4, "input_embeds"),
+    "input_embeds": Reason.PROMPT,
     "image_data": Reason.PROMPT,
     "video_data": Reason.PROMPT,
     "audio_data": Reason.OTHER_MODELS,

@@ -83,24 +83,29 @@ def test_an_answer_of_no_token_is_that_of_plain_decoding(
     assert "specvlm" not in other["meta_info"]
 
 
-def test_beside_other_requests_in_one_pass_it_is_that_of_plain_decoding_too(
+def test_beside_other_requests_in_one_pass_it_is_that_of_plain_decoding_alone(
     servers: list[Server],
 ) -> None:
+    """Beside others SGLang's plain decoding has a log probability of a token that is not there."""
     # A batch of token ids reaches the scheduler as one message, and fits one pass.
     prompts = [tokens(count, count) for count in (7, 8, 9)]
-    lengths = (0, 12, 0)
-    body = {
+    sampling = [{"temperature": 0, "max_new_tokens": length} for length in (0, 12, 0)]
+    together = {
         "input_ids": prompts,
-        "sampling_params": [{"temperature": 0, "max_new_tokens": length} for length in lengths],
+        "sampling_params": sampling,
         **{name: [value] * 3 for name, value in LOGPROBS.items()},
     }
-    answers = []
-    for server in servers:
+    alone = [
+        {"input_ids": ids, "sampling_params": chosen, **LOGPROBS}
+        for ids, chosen in zip(prompts, sampling, strict=True)
+    ]
+    given = []
+    for server, body in ((servers[1], together), *((servers[0], body) for body in alone)):
         response = requests.post(f"{server.url}/generate", json=body, timeout=300)
         response.raise_for_status()
-        answers.append(response.json())
-    for plain, other, length in zip(*answers, lengths, strict=True):
-        assert plain["meta_info"]["completion_tokens"] == length
+        given.append(response.json())
+    for plain, other, chosen in zip(given[1:], given[0], sampling, strict=True):
+        assert plain["meta_info"]["completion_tokens"] == chosen["max_new_tokens"]
         same(plain, other)
 
 

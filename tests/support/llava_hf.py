@@ -34,7 +34,7 @@ class Prompt:
 
 def sample_video(source: str | Path) -> torch.Tensor:
     """Frames of a file, uint8 ``[frames, 3, height, width]``."""
-    reader = PyAVReader(str(source))
+    reader = PyAVReader(resolve(str(source)))
     total = len(reader)
     wanted = int(total / reader.get_avg_fps() * FRAMES_PER_SECOND)
     wanted = min(max(wanted, FEWEST), MOST, total)
