@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from specvlm_sglang.host.media.reader import PyAVReader
+from specvlm_sglang.host.media.sources import resolve
 from tests.support.hf import Answer, Messages, load_image
 
 # The served model's own rule, spelled out: two frames a second, 4 to 32, from first to last.
