@@ -379,7 +379,12 @@ def test_a_token_that_the_draft_does_not_have_is_drafted_on(
     pair: Probed, cases: dict[str, Case], target: Path
 ) -> None:
     last = AutoConfig.from_pretrained(target).text_config.vocab_size - 1
-    answer = ask(pair[0], cases["video"], logit_bias={str(last): 100.0}, max_tokens=6)
+    answer = pair[0].chat(
+        cases["video"].messages,
+        logit_bias={str(last): 100.0},
+        max_tokens=6,
+        return_meta_info=True,
+    )
     assert answer.output_ids == [last] * 6
     assert report(answer)["cold"] is None
     assert ask(pair[0], cases["video"]).output_ids == cases["video"].expected
