@@ -16,7 +16,8 @@ import pytest
 
 from specvlm_sglang.pruning.registry import shipped_policies
 from tests.support import checkpoints
-from tests.support.fake_cuda_round import SAMPLING, Case, run
+from tests.support.fake_cuda_models import SAMPLING, Case
+from tests.support.fake_cuda_round import run
 from tests.support.llava_checkpoints import DRAFT_TOWER, llava_onevision
 
 DEMO = Path(__file__).parents[1] / "specvlm_sglang" / "demo" / "models"
