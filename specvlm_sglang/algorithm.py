@@ -171,7 +171,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         """
         from specvlm_sglang.frontend import PREFIX, decode_frames
         from specvlm_sglang.host import frontend_video, request_validation, response_report
-        from specvlm_sglang.report.detail import KEY, ResponseReport
+        from specvlm_sglang.report.entries import KEY, ResponseReport
 
         config = SpecVLMConfig.from_environment()
         refuse_unsupported(server_args)

@@ -18,7 +18,8 @@ from specvlm_sglang.policies import Policy, check_retention, check_share
 from specvlm_sglang.pruning.layout import VideoLayout, find_video, unpruned
 from specvlm_sglang.pruning.registry import check_policy, find_policy
 from specvlm_sglang.pruning.selection import kept_tokens
-from specvlm_sglang.report.detail import note_rounds, start_detail
+from specvlm_sglang.report.detail import start_detail
+from specvlm_sglang.report.entries import RoundEntries
 from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER, RequestReport
 from specvlm_sglang.scoring.running import RunningScores
 
@@ -105,8 +106,11 @@ class RequestState:
         Sums of the query rows that were prefilled so far; empty before the first and after use.
     report
         What will be shown of the prefill that is complete, or None.
-    notes_rounds
-        Whether each verify round notes who wrote its tokens.
+    filled
+        Tokens that the target has prefilled, where the draft is yet to begin; None where it has
+        begun, never will, or there is more to prefill.
+    rounds
+        Where verify rounds say what there is to say of them; None before the first prefill.
     """
 
     options: RequestOptions
@@ -115,7 +119,8 @@ class RequestState:
     refusal: str | None = None
     scores: RunningScores = field(default_factory=RunningScores)
     report: RequestReport | None = None
-    notes_rounds: bool = False
+    filled: int | None = None
+    rounds: RoundEntries | None = None
 
     @property
     def prunes(self) -> bool:
@@ -146,24 +151,30 @@ class RequestState:
             stop = self.layout.query_stop
             self.layout = replace(self.layout, query_start=min(start, stop))
 
-    def prefilled(self) -> RequestReport:
-        """The target's prefill is complete: begin a report."""
-        layout = self.layout
+    def prefilled(self, req: Any) -> None:
+        """The target has prefilled the whole of SGLang's ``req``: begin a report."""
+        layout, detail = self.layout, self.options.detail
         self.report = RequestReport(
-            layout.video_tokens, self.kept_video_tokens, self.options.policy
+            layout.video_tokens, self.kept_video_tokens, self.options.policy, cold=self.refusal
         )
-        if self.options.detail:
+        if detail:
             self.report.detail = start_detail(layout)
-        return self.report
+        self.report.pending = self.refusal is None
+        self.filled = len(req.full_untruncated_fill_ids) if self.report.pending else None
+        if self.rounds is None:
+            self.rounds = RoundEntries(req, notes_origins=detail)
 
-    def forget_scores(self) -> None:
-        """They were used, or never will be."""
+    def begun(self) -> None:
+        """The draft has what it needs of the prefill, or there is none."""
+        self.filled = None
         self.scores = RunningScores()
+        if self.report is not None:
+            self.report.pending = False
 
 
 @dataclass(frozen=True, eq=False)
 class Complete:
-    """A request of a batch whose prompt is complete.
+    """A request of a batch whose prompt is complete, and whose draft may be yet to begin.
 
     Attributes
     ----------
@@ -173,11 +184,15 @@ class Complete:
         SGLang's ``Req``.
     state
         Ours.
+    filled
+        Tokens that the target has prefilled: the prompt, and what was generated before a
+        retraction.
     """
 
     index: int
     req: Any
     state: RequestState
+    filled: int
 
     @property
     def row(self) -> int:
@@ -189,6 +204,11 @@ class Complete:
         """What will be shown of this prefill."""
         assert self.state.report is not None
         return self.state.report
+
+    def publish(self, report: dict[str, Any]) -> None:
+        """Show ``report`` with the first token of the next round."""
+        if self.state.rounds is not None:
+            self.state.rounds.show(report)
 
     def newest(self, output: Any) -> torch.Tensor:
         """What the target sampled, ``[1]`` of the prefill's ``next_token_ids``."""
@@ -225,11 +245,18 @@ class Requests:
             if req.is_prefill_only or req.extend_end != len(req.full_untruncated_fill_ids):
                 continue
             state = self.of(req)
-            state.prefilled()
-            if state.options.detail and not state.notes_rounds:
-                state.notes_rounds = True
-                note_rounds(req)
-            found.append(Complete(index, req, state))
+            state.prefilled(req)
+            found.append(Complete(index, req, state, len(req.full_untruncated_fill_ids)))
+        return found
+
+    def due(self, reqs: Sequence[Any]) -> list[Complete]:
+        """Requests of a batch whose draft is yet to begin, and that still want an answer."""
+        found = []
+        for index, req in enumerate(reqs):
+            state: RequestState | None = getattr(req, "specvlm", None)
+            if state is None or state.filled is None or req.finished() or req.is_retracted:
+                continue
+            found.append(Complete(index, req, state, state.filled))
         return found
 
     def _read(self, req: Any) -> RequestState:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from sglang.srt.runtime_context import get_device, get_parallel, get_schedule, get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
@@ -15,18 +14,17 @@ from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream,
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
+from specvlm_sglang.draft.start import DraftStart
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
 from specvlm_sglang.host.mrope import MRopeDeltas
-from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
 from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
 from specvlm_sglang.lossless.parameters import looks_back
 from specvlm_sglang.models import family_of, mrope_delta
-from specvlm_sglang.report.observer import POOL_FULL, Observer
+from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
-from specvlm_sglang.report.publish import publish
+from specvlm_sglang.report.publish import publish, shown
 from specvlm_sglang.request import Complete, Requests
 from specvlm_sglang.scoring.chooser import Chooser
 from specvlm_sglang.scoring.scorer import Scorer
@@ -75,7 +73,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.adaptive_controller = None
         self.scorer = Scorer(target_worker.model_runner, self.phases, self.device)
-        self.chooser = Chooser(self.scorer, self.phases, self.device)
+        chooser = Chooser(self.scorer, self.phases, self.device)
+        self._start = DraftStart(self._draft_worker, chooser, self.observer)
         scheduler_hooks.install(self)
         self.auditor = Auditor(self.config.audit, self.observer)
         if self.config.audit > 0:
@@ -166,6 +165,36 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier
             )
 
+    def forward_batch_generation(
+        self,
+        batch: Any,
+        on_publish: Any = None,
+        grammar_barrier: Any = None,
+        pp_proxy_tensors: Any = None,
+    ) -> Any:
+        """A prefill, or a round: drafts that are due begin at its head."""
+        if batch.forward_mode.is_decode():
+            due = self.requests.due(batch.reqs)
+            self._begin_drafts(batch, due, batch.spec_info)
+            for one in due:
+                one.publish(shown(one.report, self.observer))
+        return super().forward_batch_generation(
+            batch, on_publish, grammar_barrier, pp_proxy_tensors
+        )
+
+    def _begin_drafts(self, batch: Any, due: Sequence[Complete], drafted: Any) -> None:
+        if not due:
+            return
+        with (
+            draft_tp_context(self.draft_worker.parallel_layout),
+            spec_stage_span("draft_extend"),
+        ):
+            self._start.begin(batch, due, drafted)
+
+    def waits_for_vision(self, batch: Any) -> bool:
+        """Whether a round of ``batch`` begins with an encoder that makes the host wait."""
+        return self._start.waits_for_vision(self.requests.due(batch.reqs))
+
     def _forward_prefill_batch(
         self,
         batch: Any,
@@ -173,7 +202,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         pp_proxy_tensors: Any = None,
         coordination_plan: Any = None,
     ) -> Any:
-        """Target prefill with scores, then for each completed prompt: select, draft."""
+        """Target prefill with scores; a completed prompt's draft begins with its first round."""
         self._arm_scores(batch)
         verification.resume(batch.sampling_info, batch.reqs, self.emitted)
         try:
@@ -186,18 +215,17 @@ class SpecVLMWorker(StandaloneWorkerV2):
         output.new_seq_lens = batch.seq_lens
         if on_publish is not None:
             on_publish(output.new_seq_lens)
-        with (
-            draft_tp_context(self.draft_worker.parallel_layout),
-            spec_stage_span("draft_extend"),
-        ):
-            complete = self.requests.complete(batch.reqs)
-            for one in complete:
-                req, newest = one.req, one.newest(output)
-                if self._has_mrope:
-                    self.mrope_deltas.set(one.row, mrope_delta(req.multimodal_inputs))
-                self.emitted.begin(one.row, looks_back(req), req.output_ids, newest)
-            prompts = self._draft_prompts(complete, output)
-            output.next_draft_input = self._draft_prefill(batch, complete, prompts, output)
+        output.next_draft_input = self._draft_worker.undrafted(output.next_token_ids)
+        complete = self.requests.complete(batch.reqs)
+        for one in complete:
+            req, newest = one.req, one.newest(output)
+            if self._has_mrope:
+                self.mrope_deltas.set(one.row, mrope_delta(req.multimodal_inputs))
+            self.emitted.begin(one.row, looks_back(req), req.output_ids, newest)
+            self.observer.finished_prefill(one.report)
+        # Who asks what was selected gets it with the first token.
+        asked = [one for one in self.requests.due(batch.reqs) if one.state.options.detail]
+        self._begin_drafts(batch, asked, output.next_draft_input)
         publish(output, len(batch.reqs), complete, self.observer)
         self._draft_worker.note_kv()
         return output
@@ -213,84 +241,3 @@ class SpecVLMWorker(StandaloneWorkerV2):
             passes.append((state.scores, state.layout, wanted, row, start - prefix))
             start += extend
         self.scorer.arm(passes)
-
-    def _draft_prompts(
-        self, complete: Sequence[Complete], output: Any
-    ) -> list[tuple[int, DraftPrompt]]:
-        """Draft prompts of the requests that got room, by their place in the batch."""
-        prompts = []
-        for one in complete:
-            try:
-                prompt = self._draft_prompt(one, one.newest(output))
-            except Exception as error:
-                self._go_cold(one, error)
-            else:
-                if prompt is not None:
-                    prompts.append((one.index, prompt))
-            one.state.forget_scores()
-        mine = {index for index, _ in prompts}
-        # Ranks with other drafts would verify other tokens.
-        group, everyone = get_parallel().tp_group, {one.index for one in complete}
-        lost = lost_anywhere(group, output.next_token_ids.shape[0], everyone, mine)
-        for one in complete:
-            if one.index in mine & lost:
-                self._go_cold(one, RuntimeError(OTHER_RANK))
-        return [(index, prompt) for index, prompt in prompts if index not in lost]
-
-    def _draft_prefill(
-        self,
-        batch: Any,
-        complete: Sequence[Complete],
-        prompts: list[tuple[int, DraftPrompt]],
-        output: Any,
-    ) -> Any:
-        """Prefill the draft; where that fails, its requests go on without it."""
-        drafted, failures = self.draft_worker.prefill(batch, prompts, output.next_token_ids)
-        for one in complete:
-            if one.index in failures:
-                self._go_cold(one, failures[one.index])
-        return drafted
-
-    def _go_cold(self, one: Complete, error: Exception) -> None:
-        """The draft is only an accelerator: the request goes on without it."""
-        logger.warning("SPECVLM: request %s has no draft: %s", one.req.rid, error)
-        self.draft_worker.kv.free(one.row)
-        one.report.cold = str(error) or type(error).__name__
-
-    def _draft_prompt(self, one: Complete, newest_token: torch.Tensor) -> DraftPrompt | None:
-        """Return one request's draft prompt; None where it has no draft, as its report says."""
-        state, req, draft = one.state, one.req, self.draft_worker
-        filled = len(req.full_untruncated_fill_ids)
-        one.report.cold = state.refusal
-        if state.refusal is not None:
-            return None
-        if not draft.kv.admit(
-            one.row,
-            draft_length=draft_length(state.layout, filled, state.kept_video_tokens),
-            target_length=filled,
-            mrope_delta=mrope_delta(req.multimodal_inputs),
-        ):
-            one.report.cold = POOL_FULL
-            return None
-        return build_draft_prompt(
-            req,
-            state.layout,
-            self._kept(one) if state.prunes else None,
-            newest_token,
-            family=draft.family,
-            features=draft.features,
-            embed_tokens=draft.draft_runner.model.get_input_embeddings(),
-            original_positions=draft.original_positions,
-        )
-
-    def _kept(self, one: Complete) -> torch.Tensor:
-        """Indices of the kept video tokens, int64 ``[K]`` on the device."""
-        state = one.state
-        return self.chooser.choose(
-            state.layout,
-            state.scores,
-            one.report,
-            policy=state.options.chosen,
-            retention=state.options.retention,
-            top_p=state.options.top_p,
-        )

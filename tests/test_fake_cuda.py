@@ -42,18 +42,20 @@ KNOWN = "known lines"
 FAMILIES = ("LLaVA-OneVision", "LLaVA-OneVision, original positions", "text")
 
 Allowed = Mapping[str, int]
-PREFILL: Allowed = {"_compute_mrope_positions_extend": 2, "_move_items_to_device": 1}
+PREFILL: Allowed = {"_compute_mrope_positions_extend": 1}
 """SGLang's functions that make the host wait in a prefill, and how often.
 
-M-RoPE ids, of the target's pass and of the draft's, and a new video's pixels come out of pageable
-memory.
+M-RoPE ids come out of pageable memory.
 """
-FLASHINFER_PREFILL: Allowed = {"call_begin_forward": 8}
-"""Each of two passes is planned from the device's lengths."""
+BEGINNING: Allowed = {"_move_items_to_device": 1}
+"""So do a new video's pixels; by then the first token has been sent (`host.first_token`)."""
+FLASHINFER_PREFILL: Allowed = {"call_begin_forward": 4}
+"""A pass is planned from the device's lengths."""
 FLASHINFER_ROUND: Allowed = {"call_begin_forward": 16}
 """Without graphs each of four passes is planned so."""
 TREE_IN_PAGES: Allowed = {"duplicate_prefix_tail_to_draft_branches": 2}
 """Two boolean masks."""
+WITH_DETAIL_STEP = "prefill with detail"
 WITH_DETAIL = "report/detail.py:add_selection"
 """The one place of ours that waits, for a request that asks to see its scores."""
 
@@ -63,8 +65,10 @@ PER_ROW = 2
 """And for each row that grows."""
 BETWEEN = 10
 """And where rows were freed since the last one."""
-PER_PREFILL = {"": 150, "penalties": 165, "after a retraction": 180}
+PER_PREFILL = {"": 40, "penalties": 50, "after a retraction": 70}
 """Of two prompts, one with a video, on a target of four layers; more where its end is named."""
+PER_BEGINNING = 125
+"""Of the drafts of these prompts, beside the round that they begin with."""
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +120,13 @@ def allowed(case: Case, step: str) -> Counter[str]:
     flashinfer = case.backend == "flashinfer"
     if step.startswith("prefill"):
         found.update(PREFILL)
+    if step.startswith("beginning") or step == WITH_DETAIL_STEP:
+        found.update(BEGINNING)
+    if step.startswith(("prefill", "beginning")):
         found.update(FLASHINFER_PREFILL if flashinfer else {})
-    elif "round" in step:
+    if step == WITH_DETAIL_STEP:
+        found.update(FLASHINFER_PREFILL if flashinfer else {})
+    if "round" in step or step.startswith("beginning"):
         found.update(FLASHINFER_ROUND if flashinfer else {})
         found.update(TREE_IN_PAGES if case.topk > 1 and case.page > 1 else {})
     return found
@@ -128,7 +137,7 @@ def test_nothing_of_ours_waits_and_of_sglangs_only_what_is_known(found: Any, nam
     case, steps = found(name)
     for step, seen in steps.items():
         ours = [wait for wait in seen["waits"] if wait["ours"]]
-        if step == "prefill with detail":
+        if step == WITH_DETAIL_STEP:
             assert {wait["where"] for wait in ours} <= {WITH_DETAIL}, (step, ours)
         else:
             assert not ours, (step, ours)
@@ -151,7 +160,7 @@ def test_a_round_launches_little_of_ours(found: Any, name: str) -> None:
     case, steps = found(name)
     for sampling in case.sampling:
         ceiling = STEADY[sampling]
-        for step, more in (("round", 0), ("first round", 2 * PER_ROW)):
+        for step, more in (("round", 0), ("growing round", 2 * PER_ROW)):
             ours = steps[f"{step} {sampling}"]["ours"]
             assert len(ours) <= ceiling + more, (step, sampling, len(ours), ours)
     ceiling = STEADY[case.sampling[-1]] + BETWEEN
@@ -166,7 +175,20 @@ def test_a_prefill_launches_a_bounded_number_of_ours(found: Any, name: str) -> N
     for step, seen in steps.items():
         if step.startswith("prefill"):
             ceiling = max(most for end, most in PER_PREFILL.items() if step.endswith(end))
+            ceiling += PER_BEGINNING if step == WITH_DETAIL_STEP else 0
             assert len(seen["ours"]) <= ceiling, (step, len(seen["ours"]))
+
+
+@every_case
+def test_a_beginning_launches_a_bounded_number_of_ours(found: Any, name: str) -> None:
+    case, steps = found(name)
+    for step, seen in steps.items():
+        if not step.startswith("beginning"):
+            continue
+        last = case.sampling[-1] if step.endswith("retraction") else "greedy"
+        sampling = next((one for one in case.sampling if step.endswith(one)), last)
+        ceiling = STEADY[sampling] + PER_BEGINNING
+        assert len(seen["ours"]) <= ceiling, (step, len(seen["ours"]))
 
 
 @every_case
@@ -188,9 +210,11 @@ def test_drafts_are_made_where_a_request_has_one_and_only_there(found: Any, name
     _, steps = found(name)
     for step, seen in steps.items():
         modes = [mode for mode, _ in seen["passes"]["draft"]]
-        if "round" in step and step != "round without a draft":
+        if step.startswith("beginning"):
+            assert modes == ["EXTEND", "DECODE", "DECODE", "DRAFT_EXTEND_V2"], step
+        elif "round" in step and step != "round without a draft":
             assert modes == ["DECODE", "DECODE", "DRAFT_EXTEND_V2"], step
-        elif step.startswith("prefill"):
+        elif step == WITH_DETAIL_STEP:
             assert modes == ["EXTEND"], step
         else:
             assert modes == [], step

@@ -18,6 +18,7 @@ from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host import request_validation
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
 from specvlm_sglang.pruning.registry import shipped_policies
+from specvlm_sglang.report.entries import RoundEntries
 from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER
 from specvlm_sglang.request import RequestOptions, Requests, layout_of, parse_options
 from tests.support.hooks import unhooked
@@ -120,6 +121,9 @@ def request(custom_params: Any = None, **fields: Any) -> SimpleNamespace:
             "multimodal_inputs": None,
             "custom_logit_processor": None,
             "is_prefill_only": False,
+            "is_retracted": False,
+            "finished": lambda: False,
+            "update_spec_correct_drafts_histogram": lambda drafts: None,
             **fields,
         }
     )
@@ -211,12 +215,11 @@ def test_rows_are_captured_chunk_by_chunk_and_anew_after_a_retraction(requests: 
 
 
 def test_only_completed_prompts_that_want_an_answer_are_reported(requests: Requests) -> None:
-    counted: list[int] = []
     reqs = [
         request(extend_end=12),
         with_video(2, 11, is_prefill_only=True),
         with_video(2, 11),
-        request({"specvlm": {"detail": True}}, update_spec_correct_drafts_histogram=counted.append),
+        request({"specvlm": {"detail": True}}),
     ]
     complete = requests.complete(reqs)
     assert [one.index for one in complete] == [2, 3]
@@ -224,9 +227,45 @@ def test_only_completed_prompts_that_want_an_answer_are_reported(requests: Reque
     assert complete[0].report.detail is None
     assert complete[1].report.detail is not None
     noting = reqs[3].update_spec_correct_drafts_histogram
-    assert noting != counted.append
+    assert isinstance(noting, RoundEntries)
     requests.complete(reqs)
     assert reqs[3].update_spec_correct_drafts_histogram is noting, "noted once"
+
+
+def test_a_draft_is_due_once_from_a_complete_prompt_on(requests: Requests) -> None:
+    reqs = [
+        request(extend_end=12),
+        with_video(2, 11),
+        request(custom_logit_processor="{}"),
+        request(),
+    ]
+    assert not requests.due(reqs)
+    complete = requests.complete(reqs)
+    assert [one.report.pending for one in complete] == [True, False, True]
+    # Under overlap scheduling the first token may have been appended by then.
+    reqs[1].full_untruncated_fill_ids = [0] * 25
+    due = requests.due(reqs)
+    assert [(one.index, one.filled) for one in due] == [(1, 24), (3, 24)]
+    due[0].state.begun()
+    assert not complete[0].report.pending
+    assert [one.index for one in requests.due(reqs)] == [3]
+
+
+@pytest.mark.parametrize("fields", [{"finished": lambda: True}, {"is_retracted": True}])
+def test_no_draft_begins_for_a_request_that_left(requests: Requests, fields: Any) -> None:
+    req = request()
+    requests.complete([req])
+    assert requests.due([req])
+    vars(req).update(fields)
+    assert not requests.due([req])
+
+
+def test_a_draft_is_due_again_after_a_retraction(requests: Requests) -> None:
+    req = with_video(2, 11)
+    requests.complete([req])
+    req.full_untruncated_fill_ids, req.extend_end = [0] * 30, 30
+    requests.complete([req])
+    assert [one.filled for one in requests.due([req])] == [30]
 
 
 def test_detail_is_given_only_to_a_request_that_asks_for_it() -> None:

@@ -55,6 +55,17 @@ class DraftFeatures:
         self.hits = 0
         self.misses = 0
 
+    def has(self, item: Any) -> bool:
+        """Whether the features of one ``MultimodalDataItem`` are here."""
+        return self._cached(item) is not None
+
+    def _cached(self, item: Any) -> torch.Tensor | None:
+        cached = self._cache.get(item.hash) if item.hash is not None else None
+        # A short hash may be another item's too.
+        if cached is not None and cached.shape[0] != _placeholders(item):
+            return None
+        return cached
+
     def of(self, item: Any) -> torch.Tensor:
         """Return the features of one ``MultimodalDataItem``, ``[tokens, hidden]``.
 
@@ -64,10 +75,9 @@ class DraftFeatures:
             The item came with precomputed embeddings (the target's), or the encoder returned
             another number of tokens than the prompt has placeholders.
         """
-        placeholders = sum(last - first + 1 for first, last in item.offsets)
-        cached = self._cache.get(item.hash) if item.hash is not None else None
-        # A short hash may be another item's too.
-        if cached is not None and cached.shape[0] == placeholders:
+        placeholders = _placeholders(item)
+        cached = self._cached(item)
+        if cached is not None:
             self._cache.move_to_end(item.hash)
             self.hits += 1
             return cached
@@ -102,3 +112,7 @@ class DraftFeatures:
         """Forget everything."""
         self._cache.clear()
         self.bytes_in_use = 0
+
+
+def _placeholders(item: Any) -> int:
+    return sum(last - first + 1 for first, last in item.offsets)

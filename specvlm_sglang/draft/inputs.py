@@ -123,6 +123,7 @@ def draft_length(prompt: VideoLayout, filled: int, kept_video_tokens: int) -> in
 
 def build_draft_prompt(
     req: Any,
+    filled: int,
     prompt: VideoLayout,
     kept_video_indices: torch.Tensor | None,
     newest_token: torch.Tensor,
@@ -138,6 +139,8 @@ def build_draft_prompt(
     ----------
     req
         SGLang's ``Req`` whose target prefill is complete.
+    filled
+        Tokens that the target has prefilled; ``req`` may have generated more.
     prompt
         Its video positions.
     kept_video_indices
@@ -150,9 +153,8 @@ def build_draft_prompt(
         Number 1-D positions as in the full prompt instead of contiguously.
     """
     device = newest_token.device
-    filled = len(req.full_untruncated_fill_ids)
     kept = _kept_positions(prompt, filled, kept_video_indices, device)
-    ids = torch.from_numpy(np.array(req.full_untruncated_fill_ids, dtype=np.int64))
+    ids = torch.from_numpy(np.array(req.full_untruncated_fill_ids[:filled], dtype=np.int64))
     mm_items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
     feature_row = np.full(filled, -1, dtype=np.int64)
     encoded: list[torch.Tensor] = []

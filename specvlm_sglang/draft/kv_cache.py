@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.host.mrope import MRopeDeltas
 
 
@@ -188,7 +189,7 @@ class DraftKVCache:
             )
         }
         self.settle()
-        rows = [req.kv.req_pool_idx for req in batch.reqs]
+        rows = rows_of(batch)
         batch.seq_lens = self.lengths(batch.req_pool_indices, batch.seq_lens)
         if batch.seq_lens_cpu is not None:
             batch.seq_lens_cpu = self.host_lengths(rows, batch.seq_lens_cpu)

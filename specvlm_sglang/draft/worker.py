@@ -138,8 +138,8 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         )
 
     def prefill(
-        self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]], newest_tokens: torch.Tensor
-    ) -> tuple[EagleDraftInput, dict[int, Exception]]:
+        self, batch: Any, prompts: Sequence[tuple[int, DraftPrompt]], drafted: Any
+    ) -> dict[int, Exception]:
         """Run the draft over its prompts and draft the first token of the next round.
 
         In passes of at most ``--chunked-prefill-size`` tokens, as the target's prefill: prompts
@@ -148,24 +148,18 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         Parameters
         ----------
         batch
-            SGLang's ``ScheduleBatch`` after the target's prefill.
+            SGLang's ``ScheduleBatch``.
         prompts
             ``(index in the batch, prompt)`` of requests that were admitted to the draft's cache.
-            The others get a dummy row: cold, or in the middle of a chunked prefill.
-        newest_tokens
-            ``[batch]``, what the target sampled.
+        drafted
+            SGLang's ``EagleDraftInput`` of the batch; gets the first drafted tokens of these.
 
         Returns
         -------
-        EagleDraftInput
-            For all requests of the batch.
         dict
             What went wrong, by index in the batch; the same indices on every rank. These requests
             have no draft.
         """
-        size = len(batch.reqs)
-        topk_p = torch.zeros((size, self.topk), dtype=torch.float32, device=self.device)
-        topk_index = torch.zeros((size, self.topk), dtype=torch.int64, device=self.device)
         failures: dict[int, Exception] = {}
         for parts in split_into_passes(prompts, self._pass_tokens(), self.kv.page_size):
             alive = [part for part in parts if part.index not in failures]
@@ -173,7 +167,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                 continue
             failure = None
             try:
-                self._prefill_pass(batch, alive, topk_p, topk_index)
+                self._prefill_pass(batch, alive, drafted)
             except Exception as error:
                 # Its frames hold what the pass had computed, while the next pass needs the memory.
                 failure = error.with_traceback(None)
@@ -182,27 +176,25 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                 failure = agree(parallel.tp_group, failure)
             if failure is not None:
                 failures |= {part.index: failure for part in alive}
+        return failures
+
+    def undrafted(self, newest_tokens: torch.Tensor) -> EagleDraftInput:
+        """What a prefill hands on, ``[batch]`` newest tokens and no drafts.
+
+        Drafts are proposed when they begin, at the head of a round.
+        """
         drafted = EagleDraftInput(
-            topk_p=topk_p,
-            topk_index=topk_index,
-            bonus_tokens=newest_tokens,
-            num_tokens_per_req=1,
-            num_tokens_for_logprob_per_req=1,
+            bonus_tokens=newest_tokens, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
         )
-        return drafted, failures
+        self._undrafted.hand_on(drafted, newest_tokens.shape[0])
+        return drafted
 
     def _pass_tokens(self) -> int:
         schedule = get_schedule()
         chunk: int | None = schedule.chunked_prefill_size
         return chunk if chunk is not None and chunk > 0 else int(schedule.max_prefill_tokens)
 
-    def _prefill_pass(
-        self,
-        batch: Any,
-        parts: Sequence[PromptPart],
-        topk_p: torch.Tensor,
-        topk_index: torch.Tensor,
-    ) -> None:
+    def _prefill_pass(self, batch: Any, parts: Sequence[PromptPart], drafted: Any) -> None:
         """Run the draft over these parts; write what it proposes after prompts that they end."""
         with self.phases("draft_prefill"):
             logits = self._forward_parts(batch, parts)
@@ -214,8 +206,8 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         probabilities = renorm_draft_probs(logits, batch.sampling_info, False)
         best_p, best_index = fast_topk(probabilities, self.topk, dim=-1)
         indices = to_device(torch.tensor([parts[row].index for row in ended]), self.device)
-        topk_p[indices] = best_p
-        topk_index[indices] = best_index
+        drafted.topk_p[indices] = best_p
+        drafted.topk_index[indices] = best_index
 
     def _forward_parts(self, batch: Any, parts: Sequence[PromptPart]) -> torch.Tensor:
         """Run the draft over ``parts``; returns the logits after each, ``[parts, vocabulary]``."""
@@ -234,6 +226,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             slots=torch.cat(
                 [part.of(table[row]).long() for row, part in zip(rows, parts, strict=True)]
             ),
+            mrope_positions=[part.prompt.mrope_positions for part in parts],
         )
         forward_batch = ForwardBatch.init_new(
             view,
@@ -241,13 +234,8 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             capture_hidden_mode=CaptureHiddenMode.NULL,
             return_hidden_states_before_norm=False,
         )
-        positions = [
-            part.of(part.prompt.mrope_positions.T)
-            for part in parts
-            if part.prompt.mrope_positions is not None
-        ]
-        if positions:
-            forward_batch.mrope_positions = torch.cat(positions).T.contiguous()
+        # Pictures come as embeddings.
+        forward_batch.mm_inputs = [None] * len(parts)
         places = [
             part.of(part.prompt.positions) for part in parts if part.prompt.positions is not None
         ]
@@ -289,7 +277,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
     def _has_drafts(self, batch: Any) -> bool:
         """Whether a request of the batch has a draft; an idle batch keeps all ranks in step."""
         return batch.forward_mode.is_idle() or any(
-            self.kv.is_warm(req.kv.req_pool_idx) for req in batch.reqs
+            self.kv.is_warm(row) for row in batch_view.rows_of(batch)
         )
 
     def _draft_tokens(self, batch: Any) -> Any:
@@ -315,7 +303,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             return self.draft_forward(forward_batch)
 
     def _reserve(self, batch: Any) -> None:
-        rows = [req.kv.req_pool_idx for req in batch.reqs]
+        rows = batch_view.rows_of(batch)
         lengths = [req.kv.kv_allocated_len + self._branch_headroom for req in batch.reqs]
         gone_cold = self.kv.reserve(rows, lengths)
         if gone_cold:

@@ -1,13 +1,24 @@
-"""SGLang's batch as a prefill of parts of other prompts sees it."""
+"""SGLang's batch: its rows, and how a prefill of parts of other prompts sees it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
+
+
+def rows_of(batch: Any) -> list[int]:
+    """Return the rows of a ``ScheduleBatch``'s requests in the request table, ``req_pool_idx``.
+
+    A request that ended since the batch was made has given its row back and knows it no more.
+    """
+    rows: list[int] = batch.req_pool_indices_cpu.tolist()
+    return rows
 
 
 def prefill_of(
@@ -20,11 +31,11 @@ def prefill_of(
     device_stops: torch.Tensor,
     input_ids: torch.Tensor,
     slots: torch.Tensor,
+    mrope_positions: Sequence[torch.Tensor | None],
 ) -> Any:
-    """Return a copy of a ``ScheduleBatch`` that extends some of its requests.
+    """Return a copy of a ``ScheduleBatch``, of any mode, that extends some of its requests.
 
-    Nothing is sampled, no log probability and no grammar is asked for, and pictures are given as
-    embeddings.
+    Nothing is sampled, and no log probability and no grammar is asked for.
 
     Parameters
     ----------
@@ -41,9 +52,13 @@ def prefill_of(
     input_ids, slots
         ``[tokens]`` on the device: all parts' tokens one after another, and where their keys and
         values go.
+    mrope_positions
+        Of each request's whole prompt, int64 ``[3, tokens]`` on the device; None where it has
+        none. SGLang cuts the part out of them.
     """
     view = copy.copy(batch)
     ends = stops.tolist()
+    view.forward_mode = ForwardMode.EXTEND
     view.reqs = list(reqs)
     view.req_pool_indices = rows
     view.seq_lens_cpu = stops
@@ -58,7 +73,10 @@ def prefill_of(
     view.return_logprob = False
     view.has_grammar = False
     view.decoding_reqs = None
-    view.multimodal_inputs = [None] * len(ends)
+    view.multimodal_inputs = [
+        None if ids is None else SimpleNamespace(mrope_positions=ids, token_modalities=None)
+        for ids in mrope_positions
+    ]
     view.input_ids = input_ids
     view.out_cache_loc = slots
     view.spec_info = EagleDraftExtendInput(

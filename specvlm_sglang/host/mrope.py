@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.host.batch_view import rows_of
+
 
 class MRopeDeltas:
     """A delta for each row of the request table, int64 ``[rows, 1]`` on the device.
@@ -39,7 +41,7 @@ class MRopeDeltas:
         """
         held = batch.multimodal_inputs
         if any(mm_input is not None for mm_input in held or ()):
-            batch.multimodal_inputs = self._stand_ins([req.kv.req_pool_idx for req in batch.reqs])
+            batch.multimodal_inputs = self._stand_ins(rows_of(batch))
         try:
             yield
         finally:

@@ -26,8 +26,8 @@ class Report(Protocol):
     def add(self, entries: list[Any]) -> None:
         """More of them have come."""
 
-    def report(self) -> Any:
-        """Return what the response shows; None for nothing."""
+    def report(self, *, is_last: bool) -> Any:
+        """Return what a response shows, and whether it is the last; None for nothing."""
 
 
 def install(key: str, new_report: Callable[[], Report]) -> None:
@@ -80,11 +80,12 @@ def _with_report(key: str, original: Callable[..., None]) -> Callable[..., None]
 
 
 def _show(meta_info: dict[str, Any], state: Any, key: str) -> None:
-    report = getattr(state, _HELD_AS).report()
+    is_last = meta_info.get("finish_reason") is not None
+    report = getattr(state, _HELD_AS).report(is_last=is_last)
     if report is None:
         return
     videos = receipt.kept(state.obj)
     # Once: a stream's other chunks repeat the report, and a long video has many frames.
-    if videos and isinstance(report, dict) and meta_info.get("finish_reason") is not None:
+    if videos and isinstance(report, dict) and is_last:
         report = {**report, receipt.FIELD: videos}
     meta_info[key] = report

@@ -11,6 +11,7 @@ from typing import Any
 
 from specvlm_sglang.host import (
     contract,
+    first_token,
     min_p,
     penalty_order,
     prefill_only,
@@ -39,6 +40,7 @@ def install(worker: Any) -> None:
     runtime_knobs.keep_lossless()
     contract.require("worker")
     _worker = weakref.ref(worker)
+    first_token.install(_waits_for_vision)
     replace_function(
         "sglang.srt.managers.schedule_batch", "Req._compute_max_prefix_len", _capped_prefix
     )
@@ -47,6 +49,11 @@ def install(worker: Any) -> None:
         "SchedulerInternalStateController._add_speculative",
         _with_specvlm_state,
     )
+
+
+def _waits_for_vision(batch: Any) -> bool:
+    worker = _worker() if _worker is not None else None
+    return worker is not None and bool(worker.waits_for_vision(batch))
 
 
 def _capped_prefix(original: Callable[..., int]) -> Callable[..., int]:

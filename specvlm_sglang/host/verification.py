@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from specvlm_sglang.host import contract
+from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.host.patching import replace_function
 
 
@@ -109,7 +110,7 @@ def _exact(original: Callable[..., Any]) -> Callable[..., Any]:
         if judge is None or batch.forward_mode.is_idle():
             return original(verify_input, batch, logits_output, grammar_mask, *args, **kwargs)
         logits = logits_output.next_token_logits
-        rows = [req.kv.req_pool_idx for req in batch.reqs]
+        rows = rows_of(batch)
         counts = judge.looks_back(rows)
         # The pass's own copy: nothing else reads these two.
         batch.sampling_info.acc_additive_penalties = None

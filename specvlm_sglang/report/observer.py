@@ -39,6 +39,8 @@ class RequestReport:
         What `specvlm_sglang.report.detail` collects for a request that asks for it, or None.
     late_fallback
         Whether there will be a ``fallback``, where the device has yet to say; not shown.
+    pending
+        Whether the draft is yet to begin, so that ``cold`` and ``fallback`` are not known.
     """
 
     video_tokens: int
@@ -49,10 +51,12 @@ class RequestReport:
     scoring_seconds: float = 0.0
     detail: dict[str, Any] | None = None
     late_fallback: LateFlag | None = field(default=None, repr=False)
+    pending: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values, ``detail`` only where there is one."""
+        """Return the report as JSON-ready values, ``detail`` and ``pending`` only where set."""
         hidden = {"late_fallback"} | ({"detail"} if self.detail is None else set())
+        hidden |= set() if self.pending else {"pending"}
         names = [entry.name for entry in fields(self) if entry.name not in hidden]
         return {name: getattr(self, name) for name in names}
 
@@ -98,7 +102,7 @@ class Totals:
     requests, video_requests
         Prompts completed, and those with a video.
     video_tokens, kept_video_tokens
-        Sums of N and K.
+        Sums of N, and of K where the draft was prefilled.
     cold_at_prefill, went_cold
         Requests that never had a draft, and that lost it while running.
     score_fallbacks
@@ -137,17 +141,31 @@ class Observer:
         self._metrics = _PrometheusMetrics() if prometheus else None
 
     def finished_prefill(self, report: RequestReport) -> None:
-        """Count one completed prompt."""
+        """Count one completed prompt; as cold where it is known by now."""
         totals = self.totals
         totals.requests += 1
         totals.video_requests += report.video_tokens > 0
         totals.video_tokens += report.video_tokens
-        totals.kept_video_tokens += report.kept_video_tokens
-        totals.cold_at_prefill += report.cold is not None
-        if report.fallback is not None:
-            self.fell_back()
         if self._metrics is not None:
             self._metrics.finished_prefill(report)
+        if report.cold is not None:
+            self._never_drafts()
+
+    def began(self, report: RequestReport) -> None:
+        """Count a request whose draft began, or failed to."""
+        if report.fallback is not None:
+            self.fell_back()
+        if report.cold is not None:
+            self._never_drafts()
+            return
+        self.totals.kept_video_tokens += report.kept_video_tokens
+        if self._metrics is not None:
+            self._metrics.began(report)
+
+    def _never_drafts(self) -> None:
+        self.totals.cold_at_prefill += 1
+        if self._metrics is not None:
+            self._metrics.cold.labels(when="prefill").inc()
 
     def fell_back(self) -> None:
         """Count a request whose scores were of no use."""
@@ -223,8 +241,8 @@ class _PrometheusMetrics:
     def finished_prefill(self, report: RequestReport) -> None:
         self.requests.labels(policy=report.policy).inc()
         self.video_tokens.inc(report.video_tokens)
+
+    def began(self, report: RequestReport) -> None:
         self.kept.inc(report.kept_video_tokens)
-        if report.cold is not None:
-            self.cold.labels(when="prefill").inc()
         if report.scoring_seconds > 0:
             self.scoring.observe(report.scoring_seconds)

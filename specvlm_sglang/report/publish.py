@@ -1,11 +1,11 @@
-"""Reports of completed prompts, counted and put where SGLang takes them along."""
+"""Reports of completed prompts, put where SGLang takes them along."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from specvlm_sglang.report.detail import KEY, align_entries
+from specvlm_sglang.report.entries import KEY, align_entries
 from specvlm_sglang.report.observer import LateReport, Observer, RequestReport
 
 
@@ -15,7 +15,7 @@ def publish(
     complete: Sequence[Any],
     observer: Observer,
 ) -> None:
-    """Count the reports and put them into the responses' ``meta_info``.
+    """Put the reports into the responses' ``meta_info``.
 
     Parameters
     ----------
@@ -27,23 +27,23 @@ def publish(
         Requests whose prompt is complete, each with its ``index`` in the batch, SGLang's ``req``
         and its ``report``.
     observer
-        Counts them.
+        Told of what the device has yet to say.
     """
     for one in complete:
-        observer.finished_prefill(one.report)
         align_entries(one.req)
     if output.logits_output is None or not complete:
         return
-    shown: list[dict[str, Any] | None] = [None] * batch_size
+    reports: list[dict[str, Any] | None] = [None] * batch_size
     for one in complete:
-        shown[one.index] = _shown(one.report, observer)
+        reports[one.index] = shown(one.report, observer)
     output.logits_output.customized_info = {
         **(output.logits_output.customized_info or {}),
-        KEY: shown,
+        KEY: reports,
     }
 
 
-def _shown(report: RequestReport, observer: Observer) -> dict[str, Any]:
+def shown(report: RequestReport, observer: Observer) -> dict[str, Any]:
+    """Return what a response shows of ``report``, complete when SGLang copies it."""
     if report.late_fallback is None:
         return report.as_dict()
     return LateReport(report.as_dict(), report.late_fallback, observer.fell_back)

@@ -136,6 +136,7 @@ def check(directory: Path, case: Case, kept: list[int] | None) -> None:
     with torch.no_grad():
         found = build_draft_prompt(
             case.req,
+            filled,
             prompt,
             None if kept is None else torch.tensor(kept, dtype=torch.int64),
             torch.tensor([NEWEST]),
@@ -220,11 +221,12 @@ def test_text_and_image_prompts_stay_whole(vl_draft: Path, image_paths: list[Pat
 def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
     table = torch.nn.Embedding(30, 4)
     req = SimpleNamespace(
-        origin_input_ids=[4, 5, 6], full_untruncated_fill_ids=[4, 5, 6], multimodal_inputs=None
+        origin_input_ids=[4, 5, 6], full_untruncated_fill_ids=[4, 5, 6, 7], multimodal_inputs=None
     )
     with torch.no_grad():
         found = build_draft_prompt(
             req,
+            3,
             layout_of(req, 256, TextOnly()),
             None,
             torch.tensor([7], dtype=torch.int32),

@@ -218,6 +218,7 @@ def multimodal(delta: int) -> MultimodalInputs:
 def batch_of(rows: list[int], target_lengths: list[int], **fields: Any) -> SimpleNamespace:
     return SimpleNamespace(
         reqs=[SimpleNamespace(kv=SimpleNamespace(req_pool_idx=row)) for row in rows],
+        req_pool_indices_cpu=torch.tensor(rows),
         req_pool_indices=torch.tensor(rows),
         seq_lens=torch.tensor(target_lengths),
         seq_lens_cpu=torch.tensor(target_lengths),

@@ -54,7 +54,8 @@ def batch_of(rows: list[int]) -> SimpleNamespace:
         reqs=[SimpleNamespace(kv=SimpleNamespace(req_pool_idx=row)) for row in rows],
         req_pool_indices=torch.tensor(rows, device="cuda"),
         seq_lens=torch.tensor([100 * row for row in rows], device="cuda"),
-        # Host lengths would be fake here too, and have no values.
+        # A host tensor would be fake here too, and have no values.
+        req_pool_indices_cpu=SimpleNamespace(tolist=lambda: rows),
         seq_lens_cpu=None,
         seq_lens_sum=None,
         multimodal_inputs=[SimpleNamespace(), None],

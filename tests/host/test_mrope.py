@@ -16,7 +16,7 @@ def test_positions_are_those_that_sglang_numbers_with_its_own_deltas() -> None:
     deltas.set(2, 0)
     held = [SimpleNamespace(mrope_position_delta=torch.tensor([[-9]])), None]
     batch = SimpleNamespace(
-        reqs=[SimpleNamespace(kv=SimpleNamespace(req_pool_idx=row)) for row in (4, 2)],
+        req_pool_indices_cpu=torch.tensor([4, 2]),
         multimodal_inputs=held,
         spec_info=SimpleNamespace(positions=torch.tensor([20, 21, 7, 8])),
     )

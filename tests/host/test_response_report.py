@@ -10,7 +10,7 @@ import pytest
 
 from specvlm_sglang.host import response_report
 from specvlm_sglang.host.video_requests import receipt
-from specvlm_sglang.report.detail import DRAFT, KEY, TARGET, ResponseReport, align_entries
+from specvlm_sglang.report.entries import DRAFT, KEY, TARGET, ResponseReport, align_entries
 from tests.support.hooks import unhooked
 from tests.support.wire import Wire, wire
 

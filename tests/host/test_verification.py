@@ -70,6 +70,7 @@ class Round:
             reqs=reqs,
             forward_mode=SimpleNamespace(is_idle=lambda: False),
             req_pool_indices=torch.tensor([req.kv.req_pool_idx for req in reqs]),
+            req_pool_indices_cpu=torch.tensor([req.kv.req_pool_idx for req in reqs]),
             sampling_info=self.info,
         )
         generator = torch.Generator().manual_seed(1)

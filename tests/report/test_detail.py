@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +8,7 @@ from reference.selection import select_in_stages
 from specvlm_sglang.pruning.layout import find_video
 from specvlm_sglang.pruning.registry import find_policy
 from specvlm_sglang.pruning.selection import Selection, select_in_layout
-from specvlm_sglang.report.detail import (
-    DRAFT,
-    TARGET,
-    add_selection,
-    align_entries,
-    note_rounds,
-    start_detail,
-)
+from specvlm_sglang.report.detail import add_selection, start_detail
 from specvlm_sglang.report.observer import RequestReport
 
 PROMPT = find_video(30, [[(2, 13)], [(15, 26)]], 8, [(2, 2, 3), None])
@@ -26,60 +16,6 @@ PROMPT = find_video(30, [[(2, 13)], [(15, 26)]], 8, [(2, 2, 3), None])
 
 def selected(scores: torch.Tensor, policy: str) -> Selection:
     return select_in_layout(scores, PROMPT, find_policy(policy), 0.5, 0.2)
-
-
-@pytest.fixture
-def req() -> Any:
-    """SGLang's ``Req`` as far as the rounds go, its prefill done."""
-    histogram: list[int] = []
-    return SimpleNamespace(
-        histogram=histogram,
-        update_spec_correct_drafts_histogram=histogram.append,
-        customized_info={"specvlm": [{}]},
-        output_ids=[7],
-    )
-
-
-def verify(req: Any, accepted: int, tokens: int) -> None:
-    """What SGLang does after a round: note it, then commit its tokens."""
-    req.update_spec_correct_drafts_histogram(accepted)
-    req.output_ids += [7] * tokens
-
-
-def test_every_token_of_the_answer_has_its_origin(req: Any) -> None:
-    note_rounds(req)
-    for accepted in (2, 0, 1):
-        verify(req, accepted, accepted + 1)
-    entries = req.customized_info["specvlm"]
-    assert entries == [{}, DRAFT, DRAFT, TARGET, TARGET, DRAFT, TARGET]
-    assert len(entries) == len(req.output_ids)
-    assert req.histogram == [2, 0, 1]
-
-
-def test_a_request_that_is_prefilled_again_notes_each_round_once(req: Any) -> None:
-    note_rounds(req)
-    verify(req, 1, 2)
-    align_entries(req)
-    req.customized_info["specvlm"].append({})
-    req.output_ids.append(7)
-    verify(req, 0, 1)
-    assert req.customized_info["specvlm"] == [{}, DRAFT, TARGET, {}, TARGET]
-    assert req.histogram == [1, 0]
-
-
-def test_a_round_that_a_grammar_cut_short_keeps_the_next_ones_aligned(req: Any) -> None:
-    note_rounds(req)
-    verify(req, 3, 2)
-    verify(req, 0, 1)
-    assert req.customized_info["specvlm"] == [{}, DRAFT, DRAFT, TARGET]
-
-
-def test_a_second_report_belongs_to_the_token_of_its_prefill() -> None:
-    req = SimpleNamespace(customized_info={"specvlm": [{}]}, output_ids=[7, 7, 7])
-    align_entries(req)
-    assert req.customized_info["specvlm"] == [{}, None, None]
-    # Before its first report a request has no entries.
-    align_entries(SimpleNamespace(customized_info=None, output_ids=[]))
 
 
 def test_a_report_without_detail_has_no_such_field() -> None:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from specvlm_sglang.copies import LateFlag
-from specvlm_sglang.report.observer import NO_ATTENTION, LateReport, Observer, RequestReport
+from specvlm_sglang.report.observer import (
+    NO_ANSWER,
+    NO_ATTENTION,
+    POOL_FULL,
+    LateReport,
+    Observer,
+    RequestReport,
+)
 
 
 def test_a_report_shows_everything_but_what_is_not_there_yet() -> None:
@@ -33,7 +40,7 @@ def test_a_late_fallback_is_filled_in_and_counted_when_sglang_copies_the_report(
     observer = Observer(prometheus=False)
     flag = torch.tensor(False)
     report = RequestReport(60, 6, "specvlm", late_fallback=LateFlag(flag))
-    observer.finished_prefill(report)
+    observer.began(report)
     late = LateReport(report.as_dict(), LateFlag(flag), observer.fell_back)
     # The device decides after the report was made.
     flag.fill_(fell_back)
@@ -43,9 +50,9 @@ def test_a_late_fallback_is_filled_in_and_counted_when_sglang_copies_the_report(
     assert observer.totals.score_fallbacks == int(fell_back)
 
 
-def test_a_fallback_that_is_known_at_once_is_counted_with_the_prompt() -> None:
+def test_a_fallback_that_is_known_at_once_is_counted_with_the_draft() -> None:
     observer = Observer(prometheus=False)
-    observer.finished_prefill(RequestReport(60, 6, "specvlm", fallback="no text after the video"))
+    observer.began(RequestReport(60, 6, "specvlm", fallback="no text after the video"))
     assert observer.totals.score_fallbacks == 1
 
 
@@ -65,3 +72,18 @@ def test_a_flag_of_a_gpu_travels_behind_the_stream_and_is_waited_for_only_when_r
     event.synchronize.assert_not_called()
     assert flag.value()
     event.synchronize.assert_called_once_with()
+
+
+def test_a_prompt_counts_at_its_end_and_what_is_kept_of_it_where_a_draft_begins() -> None:
+    observer = Observer(prometheus=False)
+    totals = observer.totals
+    drafted, full = RequestReport(60, 6, "specvlm"), RequestReport(40, 4, "specvlm")
+    refused = RequestReport(30, 3, "specvlm", cold=NO_ANSWER)
+    for report in (drafted, full, refused):
+        observer.finished_prefill(report)
+    assert (totals.requests, totals.video_requests, totals.video_tokens) == (3, 3, 130)
+    assert (totals.kept_video_tokens, totals.cold_at_prefill) == (0, 1)
+    full.cold = POOL_FULL
+    observer.began(drafted)
+    observer.began(full)
+    assert (totals.kept_video_tokens, totals.cold_at_prefill) == (6, 2)

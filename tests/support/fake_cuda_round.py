@@ -239,6 +239,8 @@ class Server:
         batch.enable_overlap, batch.has_grammar, batch.return_logprob = True, False, False
         batch.multimodal_inputs = [req.multimodal_inputs for req in reqs]
         batch.req_pool_indices = torch.empty(len(reqs), dtype=torch.int64, device="cuda")
+        with on_the_host():
+            batch.req_pool_indices_cpu = torch.tensor([req.kv.req_pool_idx for req in reqs])
         for name, value in fields.items():
             setattr(batch, name, value)
         sampling = SamplingBatchInfo.from_schedule_batch(batch, runner.model_config.vocab_size)
@@ -270,9 +272,14 @@ class Server:
             extend_logprob_start_lens=[0] * size,
         )
         self._step(name, batch)
+
+    def begin(self, name: str, reqs: Sequence[Any]) -> None:
+        """The first round after a prefill: the drafts of ``reqs`` begin at its head."""
+        self.round(name, reqs)
         for req in reqs:
-            if req.specvlm.report.cold is not None:
-                raise AssertionError(f"{req.rid} has no draft: {req.specvlm.report.cold}")
+            report = req.specvlm.report
+            if report.pending or report.cold is not None:
+                raise AssertionError(f"{req.rid} has no draft: {report.cold}")
 
     def round(self, name: str, reqs: Sequence[Any], grow: int = 0) -> None:
         """Draft and verify once; the target has allocated ``grow`` more slots for each request."""
@@ -348,10 +355,12 @@ class Server:
         for policy in self.case.policies:
             first = [self.request(1, policy, "greedy"), self.request(2, None, "greedy")]
             self.prefill(f"prefill by {policy}", first)
+            self.begin(f"beginning by {policy}", first)
         for sampling in self.case.sampling:
             reqs = [self.request(1, usual, sampling), self.request(2, None, sampling)]
             self.prefill(f"prefill {sampling}", reqs)
-            self.round(f"first round {sampling}", reqs, grow=4)
+            self.begin(f"beginning {sampling}", reqs)
+            self.round(f"growing round {sampling}", reqs, grow=4)
             self.round(f"round {sampling}", reqs)
         kv.free(1)
         self.round("round after an abort", reqs)
@@ -366,6 +375,7 @@ class Server:
             req.extend_end = len(req.full_untruncated_fill_ids)
             self._number(req)
         self.prefill("prefill after a retraction", reqs)
+        self.begin("beginning after a retraction", reqs)
         self.round("round after a retraction", reqs)
         seen = self.mode.start()
         kv.clear()
@@ -374,6 +384,7 @@ class Server:
         self._note("flush", seen)
         again = [self.request(1, usual, "greedy"), self.request(2, None, "greedy")]
         self.prefill("prefill after a flush", again)
+        self.begin("beginning after a flush", again)
         self.round("round after a flush", again)
 
 

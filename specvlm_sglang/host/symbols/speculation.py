@@ -156,7 +156,8 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             ),
         ),
         Symbol(f"{_FORWARD}:CaptureHiddenMode.NULL"),
-        *fields(f"{_FORWARD}:ForwardBatch", "mrope_positions", "positions"),
+        Symbol(f"{_FORWARD}:ForwardMode.EXTEND"),
+        *fields(f"{_FORWARD}:ForwardBatch", "mm_inputs", "mrope_positions", "positions"),
         # Set on the view that the draft prefills, or for as long as the draft sees a batch.
         *fields(
             f"{_SCHEDULE}:ScheduleBatch",
@@ -169,9 +170,11 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             "input_ids",
             "multimodal_inputs",
             "orig_seq_lens",
+            "forward_mode",
             "out_cache_loc",
             "prefix_lens",
             "req_pool_indices",
+            "req_pool_indices_cpu",
             "reqs",
             "return_logprob",
             "seq_lens",
@@ -187,6 +190,13 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             ("model_runner", "batch", "seq_positions"),
         ),
         Symbol(f"{_SCHEDULE}:Req._compute_max_prefix_len", ("input_len",)),
+        Symbol(f"{_SCHEDULE}:Req.finished"),
+        Symbol(f"{_SCHEDULE}:Req.is_retracted"),
+        Symbol(
+            f"{_SCHEDULER}:Scheduler.is_disable_overlap_for_batch",
+            ("batch", "last_batch"),
+        ),
+        Symbol(f"{_SCHEDULER}:Scheduler.result_queue"),
         Symbol(f"{_SCHEDULE}:Req.update_spec_correct_drafts_histogram", ("num_correct_drafts",)),
         # Reports travel as entries of these, one a token.
         Symbol("sglang.srt.layers.logits_processor:LogitsProcessorOutput.customized_info"),

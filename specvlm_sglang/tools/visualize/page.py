@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from specvlm_sglang.report.detail import DRAFT
+from specvlm_sglang.report.entries import DRAFT
 from specvlm_sglang.tools.visualize.frames import Frame
 
 _FOLDER = "specvlm_sglang.tools.visualize"
@@ -34,7 +34,7 @@ def split_rounds(tokens: Sequence[str], origins: Sequence[str]) -> list[dict[str
         Text of each token of the answer.
     origins
         Who wrote each of them: the report's ``detail["origins"]``
-        (`specvlm_sglang.report.detail.ResponseReport`).
+        (`specvlm_sglang.report.entries.ResponseReport`).
 
     Returns
     -------

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from specvlm_sglang.report.detail import DRAFT, TARGET
+from specvlm_sglang.report.entries import DRAFT, TARGET
 from specvlm_sglang.tools.visualize.frames import read_frames
 from specvlm_sglang.tools.visualize.page import render
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specvlm_sglang.report.detail import DRAFT, TARGET
+from specvlm_sglang.report.entries import DRAFT, TARGET
 from specvlm_sglang.tools.visualize.frames import read_frames
 from specvlm_sglang.tools.visualize.page import split_rounds
 from tests.tools.visualize.example import GRID, make_page

@@ -1,0 +1,139 @@
+"""A request's draft begins: room, kept tokens, the pruned prompt, the draft's own prefill.
+
+This comes at the head of the first round after the target's prefill. The first token needs no
+draft, so it leaves before one is made, and an answer that ends with it never gets one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sglang.srt.runtime_context import get_parallel
+
+from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
+from specvlm_sglang.draft.worker import SpecVLMDraftWorker
+from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
+from specvlm_sglang.models import mrope_delta
+from specvlm_sglang.report.observer import POOL_FULL, Observer
+from specvlm_sglang.request import Complete
+from specvlm_sglang.scoring.chooser import Chooser
+
+logger = logging.getLogger(__name__)
+
+
+class DraftStart:
+    """Gives requests whose prompt is complete their draft, or a reason to have none.
+
+    Parameters
+    ----------
+    draft
+        Whose cache and model it is.
+    chooser
+        Says which video tokens a request keeps.
+    observer
+        Told of each request how it went.
+    """
+
+    def __init__(self, draft: SpecVLMDraftWorker, chooser: Chooser, observer: Observer) -> None:
+        self._draft = draft
+        self._chooser = chooser
+        self._observer = observer
+
+    def waits_for_vision(self, due: Sequence[Complete]) -> bool:
+        """Whether a picture or video of these requests is yet to be encoded by the draft.
+
+        An encoder makes the host wait for the device.
+        """
+        return any(
+            not self._draft.features.has(item)
+            for one in due
+            if one.req.multimodal_inputs is not None
+            for item in one.req.multimodal_inputs.mm_items
+        )
+
+    def begin(self, batch: Any, due: Sequence[Complete], drafted: Any) -> None:
+        """Prefill the draft for these requests of a batch; on all ranks alike.
+
+        Parameters
+        ----------
+        batch
+            SGLang's ``ScheduleBatch``: of a round that is about to begin, or of their prefill.
+        due
+            Requests whose draft has not begun; at their end it has, or their report says why not.
+        drafted
+            SGLang's ``EagleDraftInput`` of the batch. Its ``bonus_tokens`` are the newest tokens;
+            in ``topk_p`` and ``topk_index`` these requests get what the draft proposes next.
+        """
+        prompts = self._prompts(batch, due, drafted.bonus_tokens)
+        failures = self._draft.prefill(batch, prompts, drafted)
+        for one in due:
+            if one.index in failures:
+                self._go_cold(one, failures[one.index])
+            self._observer.began(one.report)
+
+    def _prompts(
+        self, batch: Any, due: Sequence[Complete], newest_tokens: torch.Tensor
+    ) -> list[tuple[int, DraftPrompt]]:
+        """Draft prompts of the requests that got room, by their place in the batch."""
+        prompts = []
+        for one in due:
+            try:
+                prompt = self._prompt(one, newest_tokens[one.index : one.index + 1])
+            except Exception as error:
+                self._go_cold(one, error)
+            else:
+                if prompt is not None:
+                    prompts.append((one.index, prompt))
+            one.state.begun()
+        mine = {index for index, _ in prompts}
+        # Ranks with other drafts would verify other tokens.
+        group, everyone = get_parallel().tp_group, {one.index for one in due}
+        lost = lost_anywhere(group, len(batch.reqs), everyone, mine)
+        for one in due:
+            if one.index in mine & lost:
+                self._go_cold(one, RuntimeError(OTHER_RANK))
+        return [(index, prompt) for index, prompt in prompts if index not in lost]
+
+    def _prompt(self, one: Complete, newest_token: torch.Tensor) -> DraftPrompt | None:
+        """One request's draft prompt; None where its draft has no room, as its report says."""
+        state, req, draft = one.state, one.req, self._draft
+        if not draft.kv.admit(
+            one.row,
+            draft_length=draft_length(state.layout, one.filled, state.kept_video_tokens),
+            target_length=one.filled,
+            mrope_delta=mrope_delta(req.multimodal_inputs),
+        ):
+            one.report.cold = POOL_FULL
+            return None
+        return build_draft_prompt(
+            req,
+            one.filled,
+            state.layout,
+            self._kept(one) if state.prunes else None,
+            newest_token,
+            family=draft.family,
+            features=draft.features,
+            embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+            original_positions=draft.original_positions,
+        )
+
+    def _kept(self, one: Complete) -> torch.Tensor:
+        """Indices of the kept video tokens, int64 ``[K]`` on the device."""
+        state = one.state
+        return self._chooser.choose(
+            state.layout,
+            state.scores,
+            one.report,
+            policy=state.options.chosen,
+            retention=state.options.retention,
+            top_p=state.options.top_p,
+        )
+
+    def _go_cold(self, one: Complete, error: Exception) -> None:
+        """The draft is only an accelerator: the request goes on without it."""
+        logger.warning("SPECVLM: request %s has no draft: %s", one.req.rid, error)
+        self._draft.kv.free(one.row)
+        one.report.cold = str(error) or type(error).__name__
