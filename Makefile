@@ -49,8 +49,8 @@ test-all: $(READY)  ## The slow tests too
 test-pythons: $(READY)  ## The quick tests on each Python; PYTHONS="3.12 3.13" chooses
 	PYTEST_ADDOPTS="$(WORKERS)" $(RUN) python -m tests.pythons $(PYTHONS)
 
-test-gpu: $(READY)  ## What needs a GPU; writes gpu-report/ to attach to an issue
-	$(RUN) python -m tests.gpu
+test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## What needs a GPU; GPU_PYTHON=python3 takes one that has SGLang
+	$(or $(GPU_PYTHON),$(RUN) python) -m tests.gpu
 
 check: $(READY)  ## Formatting, lint, types
 	$(RUN) ruff format --check .

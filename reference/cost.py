@@ -217,13 +217,15 @@ class ServingPath:
 
     Attributes
     ----------
-    time_to_first_token, seconds_per_token, total_seconds
-        Seconds: until the first token, for each token after it, and for the whole answer.
+    time_to_first_token, draft_start_seconds, seconds_per_token, total_seconds
+        Seconds: until the first token, from there until the draft is ready, for each token after
+        that, and for the whole answer.
     draft_kv_bytes
         Draft KV slots in use at the end of the answer, over the batch.
     """
 
     time_to_first_token: float
+    draft_start_seconds: float
     seconds_per_token: float
     total_seconds: float
     decode_speedup: float
@@ -280,7 +282,7 @@ def what_would_pruning_buy(
     """Compare plain decoding, an unpruned draft and a pruned draft on one machine.
 
     Assumptions: target and draft share `hardware` and run one after the other; both encode the
-    whole clip; the first token leaves after the draft's prefill; decode steps are taken at the mean
+    whole clip; the first token leaves before the draft begins; decode steps are taken at the mean
     context, half of `new_tokens` after the prompt; the draft_tokens - 1 nodes of a tree are spread
     evenly over its steps.
 
@@ -331,12 +333,13 @@ def what_would_pruning_buy(
     if video_tokens:
         score = seconds(scoring(target, min(query_rows, text_tokens), prompt, batch))
 
-    def path(first: float, speedup: float, kv_tokens: int) -> ServingPath:
+    def path(first: float, start: float, speedup: float, kv_tokens: int) -> ServingPath:
         per_token = target_step / speedup
-        total = first + (new_tokens - 1) * per_token
+        total = first + start + (new_tokens - 1) * per_token
         plain_total = plain_first + (new_tokens - 1) * target_step
         return ServingPath(
             time_to_first_token=first,
+            draft_start_seconds=start,
             seconds_per_token=per_token,
             total_seconds=total,
             decode_speedup=speedup,
@@ -344,11 +347,14 @@ def what_would_pruning_buy(
             draft_kv_bytes=batch * kv_tokens * draft.kv_bytes_per_token,
         )
 
-    def drafted(first: float, prompt_tokens: int, step: float, accepted: float) -> ServingPath:
+    def drafted(
+        scored: float, prefilled: float, prompt_tokens: int, step: float, accepted: float
+    ) -> ServingPath:
         speedup = decode_speedup(
             accepted, draft_steps, target_step / step, verify_step / target_step, extras
         )
-        return path(plain_first + draft_vision + first, speedup, prompt_tokens + new_tokens)
+        first, start = plain_first + scored, draft_vision + prefilled
+        return path(first, start, speedup, prompt_tokens + new_tokens)
 
     full_step = draft_step(draft, prompt + middle, rows, batch)
     full_step_seconds = seconds(full_step)
@@ -356,11 +362,11 @@ def what_would_pruning_buy(
     full_prefill = seconds(prefill(draft, prompt, batch))
     pruned_prefill = seconds(prefill(draft, kept + text_tokens, batch))
     full_accepted = accept_length if unpruned_accept_length is None else unpruned_accept_length
-    unpruned = drafted(full_prefill, prompt, full_step_seconds, full_accepted)
-    pruned = drafted(score + pruned_prefill, kept + text_tokens, pruned_step_seconds, accept_length)
+    unpruned = drafted(0.0, full_prefill, prompt, full_step_seconds, full_accepted)
+    pruned = drafted(score, pruned_prefill, kept + text_tokens, pruned_step_seconds, accept_length)
     return PruningReport(
         kept_video_tokens=kept,
-        plain=path(plain_first, 1.0, 0),
+        plain=path(plain_first, 0.0, 1.0, 0),
         unpruned=unpruned,
         pruned=pruned,
         draft_kv_bytes_saved=unpruned.draft_kv_bytes - pruned.draft_kv_bytes,

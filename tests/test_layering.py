@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "worker": "config draft host lossless models report request scoring",
     "request": "config models policies pruning report scoring",
     "scoring": "copies host policies pruning report",
-    "draft": "config copies host models pruning report",
+    "draft": "config copies host models pruning report request scoring",
     "report": "copies pruning",
     "pruning": "copies policies",
     "lossless": "copies host report",
@@ -35,8 +35,8 @@ MAY_IMPORT = {
 }
 """Rooms of the package that serve, and what each may import beside itself.
 
-plugin -> algorithm -> worker -> {request, scoring, draft, lossless} -> pruning -> models -> host,
-and small modules that everybody may use. What host needs from above is handed to its hooks when
+plugin -> algorithm -> worker -> {draft, lossless} -> request -> scoring -> pruning -> models ->
+host, and small modules that everybody may use. What host needs from above is handed to its hooks when
 they are installed. `tools` may import all of them; none of them may import `tools`.
 """
 

@@ -16,7 +16,18 @@ from specvlm_sglang.host import pixels
 from specvlm_sglang.models import ModelFamily
 from specvlm_sglang.report.phases import PhaseClock
 
-DEFAULT_CACHE_BYTES = 256 << 20
+LEAST_CACHE_BYTES = 256 << 20
+_TOWER_WIDTH = 8
+CACHE_SHARE = 1 / 128
+"""Of the device's memory: on 80 GB, features of 90,000 tokens of a 7B draft."""
+
+
+def default_cache_bytes(device: torch.device | str) -> int:
+    """Bytes of features that a draft on ``device`` keeps: a share of a GPU's memory."""
+    if torch.device(device).type != "cuda":
+        return LEAST_CACHE_BYTES
+    _, total = torch.cuda.mem_get_info(device)
+    return max(LEAST_CACHE_BYTES, int(total * CACHE_SHARE))
 
 
 class DraftFeatures:
@@ -31,7 +42,7 @@ class DraftFeatures:
     device
         Where the model is.
     cache_bytes
-        Bytes of features to keep; a larger item is encoded each time.
+        Bytes of features to keep; a larger item is encoded each time. None takes `CACHE_SHARE`.
     phases
         Counts the time of the encoder.
     """
@@ -42,13 +53,13 @@ class DraftFeatures:
         family: ModelFamily,
         *,
         device: torch.device | str = "cpu",
-        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        cache_bytes: int | None = None,
         phases: PhaseClock | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._model = model
         self._family = family
-        self._cache_bytes = cache_bytes
+        self._cache_bytes = default_cache_bytes(device) if cache_bytes is None else cache_bytes
         self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._phases = phases
         self.bytes_in_use = 0
@@ -58,6 +69,17 @@ class DraftFeatures:
     def has(self, item: Any) -> bool:
         """Whether the features of one ``MultimodalDataItem`` are here."""
         return self._cached(item) is not None
+
+    def bytes_to_encode(self, mm_inputs: Any) -> int:
+        """What encoding these ``MultimodalInputs`` takes for a while, estimated from their pixels.
+
+        A tower is several times as wide as its input for as long as it runs; items are encoded one
+        after another.
+        """
+        items = [] if mm_inputs is None else mm_inputs.mm_items
+        pixels_ = [item.feature for item in items if not self.has(item)]
+        sizes = [one.nbytes for one in pixels_ if isinstance(one, torch.Tensor)]
+        return _TOWER_WIDTH * max(sizes, default=0)
 
     def _cached(self, item: Any) -> torch.Tensor | None:
         cached = self._cache.get(item.hash) if item.hash is not None else None

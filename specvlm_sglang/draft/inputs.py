@@ -171,7 +171,9 @@ def build_draft_prompt(
     embeddings = embed_tokens(kept_ids)
     if encoded:
         source = to_device(torch.from_numpy(feature_row), device)[kept]
-        visual = torch.cat(encoded).to(embeddings.dtype)[source.clamp(min=0)]
+        # One video is the rule, and a tenth of it is kept: not copied to be gathered from.
+        features_of_all = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+        visual = features_of_all[source.clamp(min=0)].to(embeddings.dtype)
         embeddings[:-1] = torch.where((source >= 0)[:, None], visual, embeddings[:-1])
     positions = family.prompt_positions(req.multimodal_inputs, filled + 1, device)
     if positions is not None:

@@ -15,7 +15,12 @@ from sglang.srt.runtime_context import get_parallel
 
 from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
-from specvlm_sglang.host.ranks import OTHER_RANK, lost_anywhere
+from specvlm_sglang.host.ranks import (
+    OTHER_RANK,
+    agree_on_room,
+    lost_anywhere,
+    stop_where_ranks_parted,
+)
 from specvlm_sglang.models import mrope_delta
 from specvlm_sglang.report.observer import POOL_FULL, Observer
 from specvlm_sglang.request import Complete
@@ -94,6 +99,7 @@ class DraftStart:
         lost = lost_anywhere(group, len(batch.reqs), everyone, mine)
         for one in due:
             if one.index in mine & lost:
+                stop_where_ranks_parted(self._draft.device)
                 self._go_cold(one, RuntimeError(OTHER_RANK))
         return [(index, prompt) for index, prompt in prompts if index not in lost]
 
@@ -108,6 +114,10 @@ class DraftStart:
         ):
             one.report.cold = POOL_FULL
             return None
+        needed = draft.features.bytes_to_encode(req.multimodal_inputs)
+        short = agree_on_room(get_parallel().tp_group, draft.device, needed)
+        if short is not None:
+            raise short
         return build_draft_prompt(
             req,
             one.filled,

@@ -34,7 +34,7 @@ from specvlm_sglang.draft.kv_cache import DraftKVCache
 from specvlm_sglang.draft.undrafted import Undrafted
 from specvlm_sglang.draft.vocabulary import limit_drafts, widen_embedding
 from specvlm_sglang.host import batch_view, draft_positions, embedding_override
-from specvlm_sglang.host.ranks import agree
+from specvlm_sglang.host.ranks import agree, agree_on_room, stop_where_ranks_parted
 from specvlm_sglang.models import ModelFamily, family_of
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
@@ -165,18 +165,38 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             alive = [part for part in parts if part.index not in failures]
             if not alive:
                 continue
-            failure = None
-            try:
-                self._prefill_pass(batch, alive, drafted)
-            except Exception as error:
-                # Its frames hold what the pass had computed, while the next pass needs the memory.
-                failure = error.with_traceback(None)
-            parallel = get_parallel()
-            if parallel.tp_size > 1:
-                failure = agree(parallel.tp_group, failure)
+            failure = self._run_pass(batch, alive, drafted)
             if failure is not None:
                 failures |= {part.index: failure for part in alive}
         return failures
+
+    def _run_pass(self, batch: Any, parts: Sequence[PromptPart], drafted: Any) -> Exception | None:
+        """One pass of `prefill`; what went wrong on any rank."""
+        group, is_alone = get_parallel().tp_group, get_parallel().tp_size == 1
+        failure = None
+        if not is_alone:
+            failure = agree_on_room(group, self.device, self._pass_bytes(parts))
+            if failure is not None:
+                return failure
+        try:
+            self._prefill_pass(batch, parts, drafted)
+        except Exception as error:
+            # Its frames hold what the pass had computed, while the next pass needs the memory.
+            failure = error.with_traceback(None)
+        if is_alone:
+            return failure
+        agreed = agree(group, failure)
+        if agreed is not failure:
+            stop_where_ranks_parted(self.device)
+        return agreed
+
+    def _pass_bytes(self, parts: Sequence[PromptPart]) -> int:
+        """What a pass takes for a while, estimated: a layer's activations, and logits twice."""
+        text = self.draft_runner.model_config.hf_text_config
+        tokens = sum(part.stop - part.start for part in parts)
+        width = 6 * text.hidden_size + 3 * text.intermediate_size
+        logits = 2 * len(parts) * text.vocab_size * torch.float32.itemsize
+        return int(tokens * width * self.draft_runner.dtype.itemsize + logits)
 
     def undrafted(self, newest_tokens: torch.Tensor) -> EagleDraftInput:
         """What a prefill hands on, ``[batch]`` newest tokens and no drafts.

@@ -1,4 +1,9 @@
-"""Tensor-parallel ranks agree about failures, so that none waits for another in a collective."""
+"""Tensor-parallel ranks agree about failures, so that none waits for another in a collective.
+
+What fails for a reason in the request fails on all ranks in the same place. Memory is each rank's
+own: it is asked for before a pass with collectives, and where a rank fails in the middle of one all
+the same, the others' kernels wait for a partner that never comes, or meet the wrong one.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +54,52 @@ def lost_anywhere(group: Any, size: int, everyone: set[int], mine: set[int]) -> 
         return everyone - mine
     missing = torch.tensor([place in everyone - mine for place in range(size)], dtype=torch.bool)
     return set(agree_on_all(group, missing).nonzero().flatten().tolist())
+
+
+def agree_on_room(group: Any, device: torch.device | str, needed: int) -> Exception | None:
+    """An error on every rank where one of them has not ``needed`` bytes of its device left.
+
+    Parameters
+    ----------
+    group
+        SGLang's ``GroupCoordinator``; all its ranks call this.
+    device
+        This rank's. A CPU's memory is shared and pages: it is not asked.
+    needed
+        Bytes that a pass is estimated to take for a while.
+    """
+    device = torch.device(device)
+    if group.world_size == 1 or device.type != "cuda":
+        return None
+    short = None
+    free = free_bytes(device)
+    if free < needed:
+        short = MemoryError(
+            f"the draft needs about {needed >> 20} MB for a while, {free >> 20} free"
+        )
+    return agree(group, short)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that PyTorch can hand out on a CUDA device: the driver's, and those that it holds."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def stop_where_ranks_parted(device: torch.device | str) -> None:
+    """Another rank failed where this one did not, in a pass with collectives.
+
+    Raises
+    ------
+    RuntimeError
+        On CUDA, where such a pass returns before its collectives have met: going on would hang, or
+        answer with garbage. On a CPU both ranks are still together.
+    """
+    if torch.device(device).type == "cuda":
+        raise RuntimeError(
+            "SPECVLM: one tensor-parallel rank failed in the draft's pass and another did not; "
+            "the server cannot go on. Give it more free memory: a lower --mem-fraction-static"
+        )
 
 
 def agree_on_all(group: Any, flags: torch.Tensor) -> torch.Tensor:

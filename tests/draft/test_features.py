@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
 
-from specvlm_sglang.draft.features import DEFAULT_CACHE_BYTES, DraftFeatures
+from specvlm_sglang.draft.features import LEAST_CACHE_BYTES, DraftFeatures, default_cache_bytes
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
 
 HIDDEN = 4
@@ -156,5 +157,26 @@ def test_spans_of_one_item_count_together(tower: Tower) -> None:
     assert features(tower, 100).of(split).shape == (5, HIDDEN)
 
 
-def test_the_default_cache_is_bounded() -> None:
-    assert DEFAULT_CACHE_BYTES == 256 * 2**20
+def test_the_default_cache_is_a_bounded_share_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert default_cache_bytes("cpu") == LEAST_CACHE_BYTES == 256 * 2**20
+    for total, expected in ((16 << 30, LEAST_CACHE_BYTES), (80 << 30, 640 << 20)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda *_, total=total: (0, total))
+        assert default_cache_bytes("cuda") == expected
+
+
+def test_what_is_cached_needs_no_encoder_and_the_largest_of_the_others_counts(
+    tower: Tower,
+) -> None:
+    draft = features(tower, 1000)
+    small, large = item(1), item(2, tokens=50)
+    inputs = SimpleNamespace(mm_items=[small, large])
+    assert not draft.has(small)
+    assert draft.bytes_to_encode(None) == 0
+    assert draft.bytes_to_encode(inputs) > draft.bytes_to_encode(SimpleNamespace(mm_items=[small]))
+    draft.of(large)
+    assert draft.has(large)
+    assert draft.bytes_to_encode(inputs) == draft.bytes_to_encode(SimpleNamespace(mm_items=[small]))
+    draft.of(small)
+    assert draft.bytes_to_encode(inputs) == 0

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import pytest
+from tests.gpu import plan
 
-from specvlm_sglang.tools.bench.environment import environment
+# Nothing heavier here: what will run, or is missing, is said before SGLang is imported.
+ROOT = Path(__file__).parents[2]
 
 
 class Recorder:
@@ -19,18 +21,19 @@ class Recorder:
     def __init__(self) -> None:
         self.rows: list[tuple[str, str, float, str]] = []
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def pytest_runtest_logreport(self, report: Any) -> None:
         """Keep a test's outcome: of its call, or of a set-up that skipped or failed."""
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
             reason = "" if report.passed else _last_line(report)
             self.rows.append((report.nodeid, report.outcome, report.duration, reason))
 
 
-def _last_line(report: pytest.TestReport) -> str:
+def _last_line(report: Any) -> str:
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2])
-    lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-    return lines[0][1:].strip() if lines else report.longreprtext[-200:]
+    text: str = report.longreprtext
+    lines = [line for line in text.splitlines() if line.startswith("E ")]
+    return lines[0][1:].strip() if lines else text[-200:]
 
 
 def markdown(found: dict[str, object], recorder: Recorder, seconds: float) -> str:
@@ -53,23 +56,32 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder of the report")
     parser.add_argument("--no-bench", action="store_true", help="leave out the short benchmark")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    versions, devices, troubles = plan.look(ROOT)
+    for line in plan.announcement(versions, devices, troubles, bench=not options.no_bench):
+        print(line, flush=True)
+    if troubles:
+        return 1
+    return run(options.out, bench=not options.no_bench)
+
+
+def run(out: Path, *, bench: bool) -> int:
+    """Run the tests and the benchmark, write the report into ``out``; returns the exit status."""
+    import pytest
+
+    from specvlm_sglang.tools.bench.environment import environment
+
+    out.mkdir(parents=True, exist_ok=True)
     recorder, started = Recorder(), time.monotonic()
     # The CPU's twins of these tests are marked slow, or run in `make test`.
-    wanted = ["tests/gpu", "-m", "gpu", "-p", "no:cacheprovider"]
+    wanted = [str(ROOT / "tests" / "gpu"), "-m", "gpu", "-p", "no:cacheprovider"]
     status = int(pytest.main(wanted, plugins=[recorder]))
     text = markdown(environment(), recorder, time.monotonic() - started)
-    file = options.out / "report.md"
-    file.write_text(text)
-    skipped = all(outcome == "skipped" for _, outcome, _, _ in recorder.rows)
-    if not options.no_bench and not skipped:
-        bench = ("bench", "--workloads", "512", "--rounds", "2", "--out", str(options.out))
-        command = [sys.executable, "-m", "specvlm_sglang.tools.cli", *bench]
+    (out / "report.md").write_text(text)
+    if bench:
+        arguments = ("bench", "--workloads", "512", "--rounds", "2", "--out", str(out))
+        command = [sys.executable, "-m", "specvlm_sglang.tools.cli", *arguments]
         status = subprocess.run(command, check=False).returncode or status
-    print(f"\n{text}\nwritten to {options.out}: attach its files to an issue")
-    if skipped:
-        print("Nothing ran: there is no CUDA device.")
-        return 1
+    print(f"\n{text}\nwritten to {out}: attach its files to an issue")
     return status
 
 

@@ -16,6 +16,8 @@ import torch
 
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
+from tests.gpu import plan
+from tests.gpu.plan import CHAIN, ServerCase
 from tests.serving.specvlm import meta, report, settled, state
 from tests.support.messages import user
 from tests.support.server import ChatAnswer, Server
@@ -26,36 +28,25 @@ TIE = 0.25
 NEW_TOKENS = 160
 # Two servers share one GPU: neither may take what is free for its KV cache.
 PLAIN = common_arguments("bfloat16", kv_tokens=65_536)
-CHAIN = ("--speculative-num-steps", "5")
-TREE = (
-    *("--speculative-num-steps", "4", "--speculative-eagle-topk", "4"),
-    *("--speculative-num-draft-tokens", "16"),
-)
 
 
-def on_gpu(*arguments: str, name: str, devices: int = 1, capability: int = 8) -> Any:
+def on_gpu(case: ServerCase) -> Any:
     """Launch arguments that need CUDA, and what else of it."""
+    found = plan.devices()
     marks = [pytest.mark.gpu]
-    if torch.cuda.is_available():
-        found = (torch.cuda.device_count(), torch.cuda.get_device_capability()[0])
+    if found.count:
         reason = (
-            f"needs {devices} GPUs of capability {capability}.0, found {found[0]} of {found[1]}"
+            f"needs {case.devices} GPUs of capability {case.capability}.0, "
+            f"found {found.count} of {found.capability[0]}"
         )
-        marks.append(
-            pytest.mark.skipif(found < (devices, 0) or found[1] < capability, reason=reason)
-        )
-    return pytest.param(arguments, marks=marks, id=name)
+        lacks = found.count < case.devices or found.capability[0] < case.capability
+        marks.append(pytest.mark.skipif(lacks, reason=reason))
+    return pytest.param(case.arguments, marks=marks, id=case.name)
 
 
 SERVERS = [
     pytest.param(CHAIN, marks=pytest.mark.slow, id="CPU"),
-    on_gpu(*CHAIN, name="defaults"),
-    on_gpu(*TREE, name="tree"),
-    on_gpu(*CHAIN, "--attention-backend", "flashinfer", "--disable-cuda-graph", name="no graphs"),
-    on_gpu(*CHAIN, "--disable-overlap-schedule", name="no overlap"),
-    on_gpu(*CHAIN, "--attention-backend", "triton", name="triton"),
-    on_gpu(*CHAIN, "--attention-backend", "fa3", name="fa3", capability=9),
-    on_gpu(*CHAIN, "--tp-size", "2", name="two ranks", devices=2),
+    *(on_gpu(case) for case in plan.SERVERS),
 ]
 
 
@@ -140,8 +131,7 @@ def test_answers_are_the_plain_servers_and_the_draft_helps(
     "arguments",
     [
         pytest.param(CHAIN, marks=pytest.mark.slow, id="CPU"),
-        on_gpu(*CHAIN, name="defaults"),
-        on_gpu(*CHAIN, "--disable-overlap-schedule", name="no overlap"),
+        *(on_gpu(case) for case in plan.SERVERS if case.name in ("defaults", "no overlap")),
     ],
 )
 def test_an_audit_finds_nothing_but_ties(

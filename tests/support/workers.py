@@ -36,7 +36,7 @@ _GROUPS = {
 def group_of(nodeid: str) -> str:
     """What one worker runs as a whole: a test's module, or all that share its servers."""
     module = nodeid.partition("::")[0]
-    if module.startswith("tests/gpu/"):
+    if module.startswith("tests/gpu/") and not module.endswith("test_plan.py"):
         return "gpu"  # All memory of the one device goes to one server at a time.
     return _GROUPS.get(module, module)
 
