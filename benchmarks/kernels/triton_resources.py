@@ -2,8 +2,11 @@
 
     python -m benchmarks.kernels.triton_resources --out benchmarks/results/triton_resources.json
 
-Each kernel as its launcher would launch it, with the default tile, for three generations of GPUs.
+Each kernel as its launcher would launch it, with the default tile, for four generations of GPUs.
 Numbers are what ptxas of the installed Triton produces; they change with Triton's version.
+
+Beside them stands what each kernel moves and computes for one layer of a published target, and the
+time that an H100's peak rates would need for that: computed, a lower bound, never measured.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from reference.cost import Hardware, Work, roofline_seconds
 from specvlm_sglang.pruning import triton_stage_one
 from specvlm_sglang.scoring import triton_scores
 from tests.support.score_case import ScoreCase
 from tests.support.triton_compiler import Launch, launches_of
 
-CAPABILITIES = (80, 90, 100)
+CAPABILITIES = (80, 90, 100, 120)
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = {
     "float32": torch.float32,
@@ -44,6 +48,11 @@ PAIRS = (
     ("float32", "float32"),
 )
 SELECTION = "Stage I"
+H100 = Hardware(3.35e12, 989e12, "H100")
+"""NVIDIA's data sheet: SXM, dense bfloat16."""
+QUERY_HEADS, KV_HEADS, HEAD_DIM, ROWS = 40, 8, 128, 256
+"""A layer of Qwen2.5-VL-32B, and query rows at their most."""
+VIDEO_TOKENS = (25_000, 64_000)
 
 
 def _cases() -> dict[str, ScoreCase]:
@@ -108,6 +117,59 @@ def measure() -> list[dict[str, Any]]:
     return rows
 
 
+def work_of_a_layer(video_tokens: int) -> dict[str, Work]:
+    """Bytes and floating-point operations by kernel: one layer's scores, one selection.
+
+    Keys are read once for each tile of query rows that a program holds; the count takes what the
+    second-level cache cannot save as read once, so it is a lower bound.
+    """
+    positions = video_tokens + ROWS
+    keys = positions * KV_HEADS * HEAD_DIM * 2
+    video_keys = video_tokens * KV_HEADS * HEAD_DIM * 2
+    queries = ROWS * QUERY_HEADS * HEAD_DIM * 2
+    splits = triton.cdiv(positions, triton_scores.KEYS_PER_SPLIT)
+    log_sums = ROWS * QUERY_HEADS * 4
+    products = 2 * ROWS * QUERY_HEADS * HEAD_DIM
+    return {
+        "row_log_sums": Work(keys + queries + splits * log_sums, products * positions),
+        "combine_splits": Work((splits + 1) * log_sums, 4 * splits * ROWS * QUERY_HEADS),
+        "column_sums": Work(
+            video_keys + queries + log_sums + KV_HEADS * video_tokens * 4, products * video_tokens
+        ),
+        "stage_one_length": Work(video_tokens * 4, video_tokens),
+    }
+
+
+def computed() -> list[dict[str, Any]]:
+    """One row for each kernel and clip: the roofline of `work_of_a_layer` on an H100."""
+    return [
+        {
+            "kernel": kernel,
+            "video_tokens": video_tokens,
+            "bytes": work.bytes,
+            "flops": work.flops,
+            "h100_microseconds": round(roofline_seconds(work, H100) * 1e6, 2),
+        }
+        for video_tokens in VIDEO_TOKENS
+        for kernel, work in work_of_a_layer(video_tokens).items()
+    ]
+
+
+def computed_table(rows: list[dict[str, Any]]) -> Table:
+    """Megabytes, gigaflops and microseconds of each kernel, by length of the clip."""
+    table = Table("kernel", "video tokens", "MB", "Gflop", "H100, us at its peak rates")
+    table.caption = "computed, not measured: one layer of Qwen2.5-VL-32B, 256 query rows"
+    for row in rows:
+        table.add_row(
+            row["kernel"],
+            f"{row['video_tokens']:,}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['h100_microseconds']:.2f}",
+        )
+    return table
+
+
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """Registers / shared KiB by GPU generation, one line for each kernel and case."""
     table = Table("kernel", "queries x keys, head_dim", *(f"sm_{c}" for c in CAPABILITIES))
@@ -129,11 +191,17 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = measure()
     Console(width=100).print(table_of(rows))
+    bounds = computed()
+    Console(width=100).print(computed_table(bounds))
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+        lines, computed_lines = (
+            ",\n".join(f"  {json.dumps(row)}" for row in found) for found in (rows, bounds)
+        )
         arguments.out.write_text(
-            f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n', encoding="utf-8"
+            f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n], '
+            f'"computed, not measured": [\n{computed_lines}\n]}}\n',
+            encoding="utf-8",
         )
 
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels.triton_resources import CAPABILITIES, CASES, SELECTION, launches
+from benchmarks.kernels.triton_resources import (
+    CAPABILITIES,
+    CASES,
+    ROWS,
+    SELECTION,
+    launches,
+    work_of_a_layer,
+)
+from reference.cost import published_model, scoring
 from specvlm_sglang.scoring import triton_scores
 from specvlm_sglang.scoring.warm_up import compile_kernels, layer_arguments
 from tests.support.sync_guard import NoHostSync
@@ -114,3 +122,14 @@ def test_the_warm_up_reads_the_pool_and_changes_nothing() -> None:
     before = pool.clone()
     compile_kernels(4, torch.float32, pool)
     assert torch.equal(pool, before)
+
+
+@pytest.mark.parametrize("video_tokens", [1_000, 25_000])
+def test_the_computed_work_of_a_layer_is_the_cost_models(video_tokens: int) -> None:
+    """Two passes over the keys and their products; the rest of the traffic is small beside them."""
+    found = work_of_a_layer(video_tokens)
+    layer = replace(published_model("qwen2.5-vl-32b"), layers=1)
+    whole = scoring(layer, ROWS, video_tokens + ROWS)
+    kernels_ = [found[name] for name in ("row_log_sums", "combine_splits", "column_sums")]
+    assert sum(work.flops for work in kernels_) == pytest.approx(whole.flops, rel=0.15)
+    assert sum(work.bytes for work in kernels_) == pytest.approx(whole.bytes, rel=0.15)
