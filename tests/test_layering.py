@@ -35,9 +35,9 @@ MAY_IMPORT = {
 }
 """Rooms of the package that serve, and what each may import beside itself.
 
-plugin -> algorithm -> worker -> {draft, lossless} -> request -> scoring -> pruning -> models, all of
-them -> host, and small modules that everybody may use. What host needs from above is handed to its
-hooks when they are installed. `tools` may import all of them; none of them may import `tools`.
+plugin -> algorithm -> worker -> {draft, lossless} -> request -> scoring -> pruning -> models,
+all of them -> host, and small modules that everybody may use. What host needs from above is handed
+to its hooks when they are installed. `tools` may import all; none of them may import `tools`.
 """
 
 TREES = {

@@ -26,6 +26,11 @@ import torch
 from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.host.mrope import MRopeDeltas
 
+COLD = -(2**40)
+"""Offset of a row without draft KV: with any target's length it is below every draft length."""
+GROWTH = 64
+"""Slots that a row takes at once where there are plenty: two launches each time that it grows."""
+
 
 class DraftKVCache:
     """Rows, lengths and slots of the draft, freed by SGLang whenever it frees a request's row.
@@ -58,10 +63,8 @@ class DraftKVCache:
         # Host copies decide about slots without waiting for the device.
         self._warm = [False] * rows
         self._dropped = [0] * rows
-        self.offsets = torch.zeros(rows, dtype=torch.int64, device=table.device)
-        """Draft length minus target length, per row; meaningless for cold rows."""
-        self.warm = torch.zeros(rows, dtype=torch.bool, device=table.device)
-        """Rows that hold draft KV."""
+        self.offsets = torch.full((rows,), COLD, dtype=torch.int64, device=table.device)
+        """Draft length minus target length, per row; `COLD` for rows without draft KV."""
         self.mrope_deltas = MRopeDeltas(rows, table.device)
         """What a drafted token's M-RoPE id is above its place in the draft, per row; 0 if cold."""
         self._returned: list[torch.Tensor] = []
@@ -113,7 +116,6 @@ class DraftKVCache:
         own = slice(row, row + 1)
         self.offsets[own] = draft_length - target_length
         self.mrope_deltas.set(row, mrope_delta + self._dropped[row])
-        self.warm[own] = True
         return True
 
     def reserve(self, rows: Sequence[int], target_lengths: Sequence[int]) -> list[int]:
@@ -134,11 +136,21 @@ class DraftKVCache:
         self.settle()
         gone_cold = []
         for row, target_length in zip(rows, target_lengths, strict=True):
-            if self._warm[row] and not self._grow(row, target_length + 1 - self._dropped[row]):
+            if self._warm[row] and not self._grow_ahead(
+                row, target_length + 1 - self._dropped[row]
+            ):
                 self.free(row)
                 self.settle()
                 gone_cold.append(row)
         return gone_cold
+
+    def _grow_ahead(self, row: int, length: int) -> bool:
+        """Grow to ``length``, and for some rounds to come while half of the pool is free."""
+        ahead = self._allocated[row] + GROWTH
+        is_ample = 2 * (self.allocator.available_size() - GROWTH) > self.capacity
+        if self._allocated[row] < length < ahead <= self.width and is_ample:
+            length = ahead
+        return self._grow(row, length)
 
     def _grow(self, row: int, length: int) -> bool:
         missing = length - self._allocated[row]
@@ -159,8 +171,7 @@ class DraftKVCache:
     def lengths(self, rows: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
         """Return the draft lengths of ``rows``, int64, on the device; 1 for cold rows."""
         rows = rows.long()
-        lengths = target_lengths.long() + self.offsets[rows]
-        return torch.where(self.warm[rows], lengths, 1)
+        return (target_lengths.long() + self.offsets[rows]).clamp(min=1)
 
     def host_lengths(self, rows: Sequence[int], target_lengths: torch.Tensor) -> torch.Tensor:
         """Return the same on the host, from host lengths (int64 CPU tensor)."""
@@ -170,8 +181,8 @@ class DraftKVCache:
 
     def missing(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the prompt tokens that the draft of each row never saw, int64, on the device."""
-        rows = rows.long()
-        return torch.where(self.warm[rows], 1 - self.offsets[rows], 0)
+        offsets = self.offsets[rows.long()]
+        return torch.where(offsets > COLD, 1 - offsets, 0)
 
     @contextmanager
     def as_seen_by_draft(self, batch: Any) -> Iterator[None]:
@@ -223,7 +234,7 @@ class DraftKVCache:
         self._returned = []
         for row in self._emptied:
             own = slice(row, row + 1)
-            self.warm[own] = False
+            self.offsets[own] = COLD
             self.mrope_deltas.set(row, 0)
             # A cold row reads and writes the dummy slot.
             self.req_to_token_pool.req_to_token[row].zero_()

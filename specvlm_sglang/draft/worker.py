@@ -238,7 +238,10 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         view = batch_view.prefill_of(
             batch,
             reqs,
-            rows=to_device(torch.tensor(rows, dtype=batch.req_pool_indices.dtype), self.device),
+            rows=torch.tensor(rows, dtype=torch.int64),
+            device_rows=to_device(
+                torch.tensor(rows, dtype=batch.req_pool_indices.dtype), self.device
+            ),
             starts=[part.start for part in parts],
             stops=stops,
             device_stops=to_device(stops, self.device),

@@ -26,6 +26,7 @@ def prefill_of(
     reqs: Sequence[Any],
     *,
     rows: torch.Tensor,
+    device_rows: torch.Tensor,
     starts: list[int],
     stops: torch.Tensor,
     device_stops: torch.Tensor,
@@ -43,8 +44,8 @@ def prefill_of(
         SGLang's ``ScheduleBatch``; it is not changed.
     reqs
         Those of its requests that are extended, R of them.
-    rows
-        ``[R]`` on the device, their rows of the request table.
+    rows, device_rows
+        int64 ``[R]`` on the host and ``[R]`` on the device: their rows of the request table.
     starts, stops
         Where each request's part begins and ends: R integers, and int64 ``[R]`` on the host.
     device_stops
@@ -60,7 +61,8 @@ def prefill_of(
     ends = stops.tolist()
     view.forward_mode = ForwardMode.EXTEND
     view.reqs = list(reqs)
-    view.req_pool_indices = rows
+    view.req_pool_indices_cpu = rows
+    view.req_pool_indices = device_rows
     view.seq_lens_cpu = stops
     view.seq_lens = device_stops
     view.orig_seq_lens = device_stops.to(torch.int32)

@@ -16,7 +16,7 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
-from specvlm_sglang.draft.kv_cache import DraftKVCache
+from specvlm_sglang.draft.kv_cache import COLD, GROWTH, DraftKVCache
 
 WIDTH = 96
 PAGE_SIZES = [1, 16]
@@ -113,6 +113,22 @@ def test_reserving_grows_rows_to_what_the_target_allocated_and_keeps_their_slots
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_a_row_grows_for_some_rounds_at_once_while_there_is_plenty(page_size: int) -> None:
+    cache, _ = make(slots=1024, page_size=page_size, width=600)
+    assert cache.admit(1, draft_length=10, target_length=40)
+    assert cache.reserve([1], [56]) == []
+    ahead = cache.slots_in_use
+    assert ahead == pages(pages(10, page_size) + GROWTH, page_size)
+    for target_length in range(57, 30 + ahead):
+        assert cache.reserve([1], [target_length]) == []
+    assert cache.slots_in_use == ahead
+    # Half of the pool is taken: now exactly what is asked for.
+    assert cache.admit(2, draft_length=480, target_length=500)
+    assert cache.reserve([1], [30 + ahead]) == []
+    assert cache.slots_in_use == pages(ahead + 1, page_size) + pages(480, page_size)
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_an_exhausted_pool_leaves_the_newcomer_cold_and_the_others_alone(page_size: int) -> None:
     cache, _ = make(slots=64, page_size=page_size)
     assert cache.admit(1, draft_length=40, target_length=80)
@@ -173,7 +189,7 @@ def test_the_targets_table_frees_and_clears_the_drafts_rows(page_size: int) -> N
     assert cache.slots_in_use == 0
     cache.settle()
     assert cache.allocator.available_size() == cache.capacity
-    assert not cache.warm.any()
+    assert (cache.offsets == COLD).all()
     assert not cache.req_to_token_pool.req_to_token.any()
 
 
@@ -243,7 +259,7 @@ def test_within_the_drafts_view_lengths_and_positions_are_the_drafts() -> None:
         # third, none in the first, and the second has no draft.
         deltas = [shown.mrope_position_delta for shown in batch.multimodal_inputs]
         assert torch.cat(deltas).tolist() == [[0], [0], [23]]
-        assert {delta.device for delta in deltas} == {cache.warm.device}
+        assert {delta.device for delta in deltas} == {cache.offsets.device}
         for shown in batch.multimodal_inputs:
             assert not shown.contains_image_inputs()
             assert not shown.contains_video_inputs()
@@ -318,12 +334,12 @@ class LivingRequests(RuleBasedStateMachine):
     @rule(row=rows)
     def free(self, row: int) -> None:
         table = self.cache.req_to_token_pool.req_to_token
-        planned = table.clone(), self.cache.warm.clone(), self.cache.allocator.available_size()
+        planned = table.clone(), self.cache.offsets.clone(), self.cache.allocator.available_size()
         self.target.free_rows([row])
         self.drawn[row] = 0
         # A step that is queued still reads what it was planned with.
         assert torch.equal(table, planned[0])
-        assert torch.equal(self.cache.warm, planned[1])
+        assert torch.equal(self.cache.offsets, planned[1])
         assert self.cache.allocator.available_size() == planned[2]
 
     @rule()
@@ -353,7 +369,11 @@ class LivingRequests(RuleBasedStateMachine):
         rows = list(self.drawn)
         found = lengths_of(self.cache, rows, [self.target_length[row] for row in rows])
         for row, length in zip(rows, found, strict=True):
-            assert self.cache.is_warm(row) == bool(self.drawn[row]) == bool(self.cache.warm[row])
+            assert (
+                self.cache.is_warm(row)
+                == bool(self.drawn[row])
+                == bool(self.cache.offsets[row] > COLD)
+            )
             assert length <= max(1, self.drawn[row])
 
 

@@ -19,7 +19,8 @@ def test_a_view_extends_its_requests_and_leaves_the_batch_alone() -> None:
     view = prefill_of(
         batch,
         ["c", "a"],
-        rows=torch.tensor([7, 2]),
+        rows=(rows := torch.tensor([7, 2])),
+        device_rows=rows.clone(),
         starts=[6, 0],
         stops=stops,
         device_stops=stops.clone(),
@@ -32,6 +33,7 @@ def test_a_view_extends_its_requests_and_leaves_the_batch_alone() -> None:
     assert (view.prefix_lens, view.extend_lens, view.extend_num_tokens) == ([6, 0], [3, 4], 7)
     assert view.seq_lens.tolist() == view.seq_lens_cpu.tolist() == [9, 4]
     assert (view.seq_lens_sum, view.return_logprob, view.has_grammar) == (13, False, False)
+    assert view.req_pool_indices_cpu is rows
     assert view.forward_mode is ForwardMode.EXTEND
     assert view.multimodal_inputs[0].mrope_positions is ids
     assert view.multimodal_inputs[1] is None

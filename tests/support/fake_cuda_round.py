@@ -338,7 +338,6 @@ class Server:
         kv, worker = self.draft.kv, self.worker
         tensors = {
             "offsets": kv.offsets,
-            "warm": kv.warm,
             "draft M-RoPE": kv.mrope_deltas.table,
             "draft table": kv.req_to_token_pool.req_to_token,
             "draft keys": self.draft.draft_runner.token_to_kv_pool.get_key_buffer(0),
