@@ -124,7 +124,7 @@ def test_a_row_grows_for_some_rounds_at_once_while_there_is_plenty(page_size: in
     assert cache.slots_in_use == ahead
     # Half of the pool is taken: now exactly what is asked for.
     assert cache.admit(2, draft_length=480, target_length=500)
-    assert cache.reserve([1], [30 + ahead]) == []
+    assert cache.reserve([1], [31 + ahead]) == []
     assert cache.slots_in_use == pages(ahead + 1, page_size) + pages(480, page_size)
 
 
