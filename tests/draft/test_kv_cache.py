@@ -301,12 +301,12 @@ class LivingRequests(RuleBasedStateMachine):
 
     rows = st.integers(1, 6)
 
-    @initialize(page_size=st.sampled_from(PAGE_SIZES), slots=st.sampled_from([48, 160]))
+    @initialize(page_size=st.sampled_from(PAGE_SIZES), slots=st.sampled_from([48, 160, 480]))
     def start(self, page_size: int, slots: int) -> None:
         self.cache, self.target = make(slots=slots, page_size=page_size)
         self.page_size = page_size
         self.drawn = dict.fromkeys(range(1, 7), 0)
-        """Largest draft length that each warm row was given."""
+        """Slots that each warm row was given, at least its draft length."""
         self.target_length = dict.fromkeys(self.drawn, 0)
 
     @rule(row=rows, prompt=st.integers(1, 150), kept=st.floats(0, 1))
@@ -326,10 +326,17 @@ class LivingRequests(RuleBasedStateMachine):
         wanted = self.target_length[row] + more + 1 - self.cache.dropped(row)
         grown = max(wanted, self.drawn[row])
         missing = pages(grown, self.page_size) - pages(self.drawn[row], self.page_size)
-        fits = wanted <= WIDTH and missing <= self.cache.allocator.available_size()
+        free = self.cache.allocator.available_size()
+        fits = wanted <= WIDTH and missing <= free
         gone = self.cache.reserve([row], [self.target_length[row] + more])
         assert gone == ([] if fits else [row])
-        self.drawn[row] = grown if fits else 0
+        now, exact = len(held(self.cache, row)), pages(grown, self.page_size)
+        if fits and now > exact:
+            assert now == pages(self.drawn[row] + GROWTH, self.page_size)
+            assert 2 * (free - GROWTH) > self.cache.capacity
+        else:
+            assert now == (exact if fits else 0)
+        self.drawn[row] = now
 
     @rule(row=rows)
     def free(self, row: int) -> None:
