@@ -11,7 +11,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.host import attention_default, contract, memory_budget
+from specvlm_sglang.host import adaptive, attention_default, contract, memory_budget
 from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
 from specvlm_sglang.models.pair import check_pair
 
@@ -78,6 +78,12 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
         "speculative_draft_window_size",
         None,
         "SPECVLM decides itself what the draft reads",
+    ),
+    (
+        "--speculative-adaptive-config",
+        "speculative_adaptive_config",
+        None,
+        "SPECVLM chooses by what rounds cost; --speculative-num-steps is the most that it drafts",
     ),
     ("--enable-multi-layer-eagle", "enable_multi_layer_eagle", False, "it belongs to EAGLE"),
     ("--enable-two-batch-overlap", "enable_two_batch_overlap", False, "scores are taken per batch"),
@@ -231,6 +237,18 @@ def refuse_unsupported(server_args: Any) -> None:
         raise ValueError(f"{NAME} is not supported by {type(current_platform).__name__}")
 
 
+def why_not_adaptive(server_args: Any) -> str | None:
+    """Why ``--speculative-adaptive`` has no effect with these arguments, or None."""
+    if (server_args.speculative_eagle_topk or 1) > 1:
+        return (
+            f"--speculative-eagle-topk={server_args.speculative_eagle_topk} asks for a tree, and "
+            "only chains change their length"
+        )
+    if server_args.tp_size > 1:
+        return f"--tp-size={server_args.tp_size}: each rank would measure other times"
+    return None
+
+
 def resolve_tree(server_args: Any) -> None:
     """Fill in ``--speculative-num-steps/-eagle-topk/-num-draft-tokens`` and check that they agree.
 
@@ -331,6 +349,7 @@ def register() -> None:
     contract.require("algorithm")
     memory_budget.install_in_scheduler(NAME, SpecVLMConfig.from_environment)
     attention_default.install(NAME)
+    adaptive.install(NAME, why_not_adaptive)
 
     @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)
     def create_worker(server_args: Any) -> type:

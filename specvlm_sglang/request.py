@@ -109,6 +109,9 @@ class RequestState:
     filled
         Tokens that the target has prefilled, where the draft is yet to begin; None where it has
         begun, never will, or there is more to prefill.
+    behind
+        Tokens of the answer that the draft, or the prefill where it has not begun, has not seen:
+        the rounds that it rested.
     rounds
         Where verify rounds say what there is to say of them; None before the first prefill.
     """
@@ -120,6 +123,7 @@ class RequestState:
     scores: RunningScores = field(default_factory=RunningScores)
     report: RequestReport | None = None
     filled: int | None = None
+    behind: int = 0
     rounds: RoundEntries | None = None
 
     @property
@@ -161,12 +165,14 @@ class RequestState:
             self.report.detail = start_detail(layout)
         self.report.pending = self.refusal is None
         self.filled = len(req.full_untruncated_fill_ids) if self.report.pending else None
+        self.behind = 0
         if self.rounds is None:
             self.rounds = RoundEntries(req, notes_origins=detail)
 
     def begun(self) -> None:
         """The draft has what it needs of the prefill, or there is none."""
         self.filled = None
+        self.behind = 0
         self.scores = RunningScores()
         if self.report is not None:
             self.report.pending = False
@@ -185,8 +191,8 @@ class Complete:
     state
         Ours.
     filled
-        Tokens that the target has prefilled: the prompt, and what was generated before a
-        retraction.
+        Tokens that the target has processed: the prompt, and what was generated before a
+        retraction, or while the draft rested.
     """
 
     index: int
@@ -256,8 +262,22 @@ class Requests:
             state: RequestState | None = getattr(req, "specvlm", None)
             if state is None or state.filled is None or req.finished() or req.is_retracted:
                 continue
-            found.append(Complete(index, req, state, state.filled))
+            found.append(Complete(index, req, state, state.filled + state.behind))
         return found
+
+    def behind(self, reqs: Sequence[Any]) -> list[Complete]:
+        """Requests of a batch whose draft has begun and missed tokens."""
+        found = []
+        for index, req in enumerate(reqs):
+            state = self.of(req)
+            if state.behind and state.filled is None and not (req.finished() or req.is_retracted):
+                found.append(Complete(index, req, state, 0))
+        return found
+
+    def rested(self, reqs: Sequence[Any]) -> None:
+        """Each of these requests gets a token that its draft does not see."""
+        for req in reqs:
+            self.of(req).behind += 1
 
     def _read(self, req: Any) -> RequestState:
         options, refusal = self._options(req), None

@@ -8,12 +8,14 @@ from contextlib import nullcontext
 from typing import Any
 
 from sglang.srt.runtime_context import get_device, get_parallel, get_schedule, get_spec
+from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream, spec_stage_span
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.draft.pace import pace_of
 from specvlm_sglang.draft.start import DraftStart
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
@@ -71,7 +73,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
             phases=self.phases,
         )
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
+        self.pace = pace_of(self.speculative_num_steps) if get_spec().speculative_adaptive else None
         self.adaptive_controller = None
+        if self.pace is not None:
+            self.adaptive_controller = AdaptiveController(self, self.pace)
         self.scorer = Scorer(target_worker.model_runner, self.phases, self.device)
         chooser = Chooser(self.scorer, self.phases, self.device)
         self._start = DraftStart(self._draft_worker, chooser, self.observer)
@@ -149,6 +154,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.scorer.running.skipped_layers),
             "phases": self.phases.as_dict(),
+            "pace": None if self.pace is None else self.pace.state(),
             "audit": self.auditor.state() if self.config.audit > 0 else None,
         }
 
@@ -174,13 +180,45 @@ class SpecVLMWorker(StandaloneWorkerV2):
     ) -> Any:
         """A prefill, or a round: drafts that are due begin at its head."""
         if batch.forward_mode.is_decode():
-            due = self.requests.due(batch.reqs)
-            self._begin_drafts(batch, due, batch.spec_info)
-            for one in due:
-                one.publish(shown(one.report, self.observer))
+            self._begin_round(batch)
         return super().forward_batch_generation(
             batch, on_publish, grammar_barrier, pp_proxy_tensors
         )
+
+    def _begin_round(self, batch: Any) -> None:
+        """Choose the steps, and see to it that every draft knows what it drafts after."""
+        if self.adaptive_controller is not None:
+            self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
+            self.observer.steps(self.speculative_num_steps)
+        if self._draft_worker.rests(batch):
+            self.requests.rested(batch.reqs)
+            return
+        due = self.requests.due(batch.reqs)
+        self._begin_drafts(batch, due, batch.spec_info)
+        for one in due:
+            one.publish(shown(one.report, self.observer))
+        behind = self.requests.behind(batch.reqs)
+        if behind:
+            with draft_tp_context(self.draft_worker.parallel_layout):
+                self._start.catch_up(batch, behind, batch.spec_info)
+        if self.pace is not None and (due or behind):
+            self.pace.interrupted()
+
+    def activate_step_by_batch(self, batch_size: int) -> None:
+        """Nothing: the steps of a round are chosen at its head."""
+
+    def build_adaptive_runtime_state(
+        self,
+        speculative_num_steps: int,
+        speculative_num_draft_tokens: int,
+        cuda_graph_bs: list[int] | None = None,
+    ) -> Any:
+        """SGLang's state for these steps, its target's attention watched."""
+        state = super().build_adaptive_runtime_state(
+            speculative_num_steps, speculative_num_draft_tokens, cuda_graph_bs
+        )
+        self.scorer.running.watch(state.target_attn_backend)
+        return state
 
     def _begin_drafts(self, batch: Any, due: Sequence[Complete], drafted: Any) -> None:
         if not due:
@@ -203,6 +241,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         coordination_plan: Any = None,
     ) -> Any:
         """Target prefill with scores; a completed prompt's draft begins with its first round."""
+        if self.pace is not None:
+            self.pace.interrupted()
         self._arm_scores(batch)
         verification.resume(batch.sampling_info, batch.reqs, self.emitted)
         try:

@@ -17,7 +17,7 @@ from specvlm_sglang.pruning.layout import VideoLayout
 
 @dataclass(frozen=True, eq=False)
 class DraftPrompt:
-    """One request's draft prompt, on the device.
+    """What one request's draft is prefilled with, on the device.
 
     Attributes
     ----------
@@ -30,17 +30,25 @@ class DraftPrompt:
     positions
         int64 ``[tokens]`` of the full prompt's numbering; None where they are contiguous or
         M-RoPE ids.
+    first
+        Tokens that the draft's cache holds before them.
     """
 
     embeddings: torch.Tensor
     input_ids: torch.Tensor
     mrope_positions: torch.Tensor | None
     positions: torch.Tensor | None = None
+    first: int = 0
 
     @property
     def tokens(self) -> int:
-        """Length of the draft prompt."""
+        """Tokens to prefill."""
         return self.input_ids.shape[0]
+
+    @property
+    def stop(self) -> int:
+        """Length of the draft after it."""
+        return self.first + self.tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +62,7 @@ class PromptPart:
     prompt
         Its whole draft prompt.
     start, stop
-        The tokens of this part, as a half-open range.
+        The tokens of this part, as a half-open range of the draft's.
     """
 
     index: int
@@ -65,11 +73,24 @@ class PromptPart:
     @property
     def is_last(self) -> bool:
         """Whether the prompt is complete after this part."""
-        return self.stop == self.prompt.tokens
+        return self.stop == self.prompt.stop
 
     def of(self, per_token: torch.Tensor) -> torch.Tensor:
-        """Return this part of ``[tokens, ...]``."""
-        return per_token[self.start : self.stop]
+        """Return this part of ``[tokens, ...]`` of the prompt."""
+        first = self.prompt.first
+        return per_token[self.start - first : self.stop - first]
+
+    def slots(self, row: torch.Tensor) -> torch.Tensor:
+        """Return this part of a row of the draft's table, int64."""
+        return row[self.start : self.stop].long()
+
+    @property
+    def mrope_positions(self) -> torch.Tensor | None:
+        """M-RoPE ids by the draft's index, ``[3, first + tokens]``; zeros before the prompt."""
+        ids = self.prompt.mrope_positions
+        if ids is None or self.prompt.first == 0:
+            return ids
+        return torch.nn.functional.pad(ids, (self.prompt.first, 0))
 
 
 def split_into_passes(
@@ -90,10 +111,10 @@ def split_into_passes(
     passes: list[list[PromptPart]] = []
     room = 0
     for index, prompt in prompts:
-        start = 0
-        while start < prompt.tokens:
-            stop = min(prompt.tokens, start + room)
-            if stop < prompt.tokens:
+        start = prompt.first
+        while start < prompt.stop:
+            stop = min(prompt.stop, start + room)
+            if stop < prompt.stop:
                 stop -= stop % page_size
             if stop <= start:
                 passes.append([])
@@ -140,7 +161,7 @@ def build_draft_prompt(
     req
         SGLang's ``Req`` whose target prefill is complete.
     filled
-        Tokens that the target has prefilled; ``req`` may have generated more.
+        Tokens that the target has processed; ``req`` may have generated more.
     prompt
         Its video positions.
     kept_video_indices
@@ -154,7 +175,7 @@ def build_draft_prompt(
     """
     device = newest_token.device
     kept = _kept_positions(prompt, filled, kept_video_indices, device)
-    ids = torch.from_numpy(np.array(req.full_untruncated_fill_ids[:filled], dtype=np.int64))
+    ids = torch.from_numpy(_first_ids(req, filled))
     mm_items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
     feature_row = np.full(filled, -1, dtype=np.int64)
     encoded: list[torch.Tensor] = []
@@ -182,6 +203,54 @@ def build_draft_prompt(
         places = torch.cat([kept, kept.new_full((1,), filled)])
         return DraftPrompt(embeddings, kept_ids, None, places)
     return DraftPrompt(embeddings, kept_ids, positions)
+
+
+def build_continuation(
+    req: Any,
+    total: int,
+    behind: int,
+    first: int,
+    newest_token: torch.Tensor,
+    *,
+    family: ModelFamily,
+    embed_tokens: Any,
+    original_positions: bool = False,
+) -> DraftPrompt:
+    """Gather what a draft has missed of the answer; no host sync.
+
+    Parameters
+    ----------
+    req
+        SGLang's ``Req``; it knows all tokens but the newest, or that too.
+    total
+        Tokens of the request, the newest included.
+    behind
+        Of these, how many the draft lacks, the newest included.
+    first
+        Tokens that the draft's cache holds.
+    newest_token
+        ``[1]``, on the device.
+    family, embed_tokens, original_positions
+        As for `build_draft_prompt`.
+    """
+    device = newest_token.device
+    generated = total - len(req.origin_input_ids)
+    missed = np.array(req.output_ids[generated - behind : generated - 1], dtype=np.int64)
+    ids = torch.cat([to_device(torch.from_numpy(missed), device), newest_token.long()])
+    positions = family.prompt_positions(req.multimodal_inputs, total, device)
+    places = None
+    if positions is not None:
+        positions = positions[:, -behind:]
+    elif original_positions:
+        places = torch.arange(total - behind, total, device=device)
+    return DraftPrompt(embed_tokens(ids), ids, positions, places, first)
+
+
+def _first_ids(req: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The first ``count`` ids of a request's prompt and answer."""
+    prompt = np.array(req.origin_input_ids[:count], dtype=np.int64)
+    generated = np.array(req.output_ids[: count - len(prompt)], dtype=np.int64)
+    return np.concatenate([prompt, generated])
 
 
 def _kept_positions(

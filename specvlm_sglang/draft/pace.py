@@ -13,6 +13,8 @@ from what is, and tried now and then: seldom, shortly, and less and less often a
 from __future__ import annotations
 
 import logging
+import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -274,8 +276,39 @@ class CostModelPolicy:
     def _set(self, steps: int, reason: str) -> None:
         if steps != self.steps:
             if reason != "tried":
-                logger.info(
-                    "SPECVLM: %d draft steps instead of %d: %s", steps, self.steps, reason
-                )
+                logger.info("SPECVLM: %d draft steps instead of %d: %s", steps, self.steps, reason)
             self._skip = max(self._skip, 1)
         self.steps, self.reason = steps, reason
+
+
+class RandomPolicy(CostModelPolicy):
+    """Other steps in every round, whatever they cost: for tests that switching changes no token."""
+
+    def __init__(self, candidate_steps: Sequence[int], seed: int) -> None:
+        super().__init__(candidate_steps)
+        self._random = random.Random(seed)
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        """Any of the candidates."""
+        self.steps, self.reason = self._random.choice(self._candidates), "at random"
+        return self.steps
+
+
+def pace_of(most_steps: int) -> CostModelPolicy:
+    """The policy of a server that drafts at most ``most_steps``.
+
+    ``SPECVLM_PACE=random:SEED`` takes a `RandomPolicy` instead.
+
+    Raises
+    ------
+    ValueError
+        ``SPECVLM_PACE`` is something else.
+    """
+    candidates = sorted({0, 1, 3, most_steps} & set(range(most_steps + 1)))
+    asked = os.environ.get("SPECVLM_PACE", "")
+    if not asked:
+        return CostModelPolicy(candidates)
+    kind, _, seed = asked.partition(":")
+    if kind != "random" or not seed.isdecimal():
+        raise ValueError(f"SPECVLM_PACE={asked!r} must be random:SEED, SEED a whole number")
+    return RandomPolicy(candidates, int(seed))

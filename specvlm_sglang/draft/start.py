@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from sglang.srt.runtime_context import get_parallel
 
-from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
+from specvlm_sglang.draft.inputs import (
+    DraftPrompt,
+    build_continuation,
+    build_draft_prompt,
+    draft_length,
+)
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host.ranks import (
     OTHER_RANK,
@@ -78,6 +83,45 @@ class DraftStart:
             if one.index in failures:
                 self._go_cold(one, failures[one.index])
             self._observer.began(one.report)
+
+    def catch_up(self, batch: Any, behind: Sequence[Complete], drafted: Any) -> None:
+        """Prefill the draft with what it missed while it rested; on all ranks alike.
+
+        Parameters
+        ----------
+        batch, drafted
+            As for `begin`, of a round. The host knows the lengths.
+        behind
+            Its requests that have a draft which missed tokens.
+        """
+        draft = self._draft
+        draft.reserve(batch)
+        prompts = []
+        for one in behind:
+            if not draft.kv.is_warm(one.row):
+                one.state.behind = 0
+                continue
+            total = int(batch.seq_lens_cpu[one.index]) + 1
+            missed, one.state.behind = one.state.behind, 0
+            prompt = build_continuation(
+                one.req,
+                total,
+                missed,
+                total - draft.kv.dropped(one.row) - missed,
+                drafted.bonus_tokens[one.index : one.index + 1],
+                family=draft.family,
+                embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+                original_positions=draft.original_positions,
+            )
+            prompts.append((one.index, prompt))
+        failures = draft.prefill(batch, prompts, drafted)
+        for one in behind:
+            if one.index in failures:
+                logger.warning(
+                    "SPECVLM: request %s lost its draft: %s", one.req.rid, failures[one.index]
+                )
+                draft.kv.free(one.row)
+                self._observer.went_cold(1)
 
     def _prompts(
         self, batch: Any, due: Sequence[Complete], newest_tokens: torch.Tensor

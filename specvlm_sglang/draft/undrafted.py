@@ -18,7 +18,7 @@ class Undrafted:
     ----------
     topk, steps, nodes
         ``--speculative-eagle-topk``, ``--speculative-num-steps``,
-        ``--speculative-num-draft-tokens``.
+        ``--speculative-num-draft-tokens``. Of 0 steps there is nothing to draft.
     device
         Where drafts lie.
     """
@@ -34,6 +34,9 @@ class Undrafted:
             tokens = torch.zeros((rows, topk), dtype=torch.int64)
             _, _, scores, level = select_top_k_tokens(step, likely, tokens, None, scores, topk)
             drawn.append(level)
+        if steps == 0:
+            self._shape: tuple[torch.Tensor, ...] = (torch.empty(0, device=device),)
+            return
         shape = organize_draft_results(
             [level[0] for level in drawn],
             [level[1] for level in drawn],

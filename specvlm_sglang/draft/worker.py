@@ -72,12 +72,20 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         if self.original_positions:
             draft_positions.number_drafted_tokens_as(model, lambda rows: self.kv.missing(rows))
         self._match_vocabulary()
-        self._undrafted = Undrafted(
-            topk=self.topk,
-            steps=self.speculative_num_steps,
-            nodes=self.speculative_num_draft_tokens,
-            device=self.device,
-        )
+        self._undrafted_by_steps: dict[int, Undrafted] = {}
+
+    @property
+    def _undrafted(self) -> Undrafted:
+        """What stands for drafts of the steps of this round."""
+        steps = self.speculative_num_steps
+        if steps not in self._undrafted_by_steps:
+            self._undrafted_by_steps[steps] = Undrafted(
+                topk=self.topk,
+                steps=steps,
+                nodes=self.speculative_num_draft_tokens,
+                device=self.device,
+            )
+        return self._undrafted_by_steps[steps]
 
     def note_kv(self) -> None:
         """Tell the metrics how full the draft's KV cache is."""
@@ -247,9 +255,9 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             device_stops=to_device(stops, self.device),
             input_ids=torch.cat([part.of(part.prompt.input_ids) for part in parts]),
             slots=torch.cat(
-                [part.of(table[row]).long() for row, part in zip(rows, parts, strict=True)]
+                [part.slots(table[row]) for row, part in zip(rows, parts, strict=True)]
             ),
-            mrope_positions=[part.prompt.mrope_positions for part in parts],
+            mrope_positions=[part.mrope_positions for part in parts],
         )
         forward_batch = ForwardBatch.init_new(
             view,
@@ -276,7 +284,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             return self._draft(batch)
 
     def _draft(self, batch: Any) -> Any:
-        self._reserve(batch)
+        self.reserve(batch)
         if self._has_drafts(batch):
             drafted = self._draft_tokens(batch)
         else:
@@ -325,7 +333,15 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                 forward_batch.mark_forward_metadata_ready()
             return self.draft_forward(forward_batch)
 
-    def _reserve(self, batch: Any) -> None:
+    def rests(self, batch: Any) -> bool:
+        """Whether the draft sees nothing of this round and catches up later.
+
+        Under overlap scheduling the host would not know what it missed.
+        """
+        return self.speculative_num_steps == 0 and not batch.enable_overlap
+
+    def reserve(self, batch: Any) -> None:
+        """Give the rows of ``batch`` the slots of the round; who gets none loses its draft."""
         rows = batch_view.rows_of(batch)
         lengths = [req.kv.kv_allocated_len + self._branch_headroom for req in batch.reqs]
         gone_cold = self.kv.reserve(rows, lengths)
@@ -336,7 +352,10 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None
     ) -> None:
         """Process the accepted tokens with the draft, on its own slots and lengths."""
-        if not self._has_drafts(batch):
+        if self.speculative_num_steps == 0:
+            # Nobody has reserved: there was nothing to draft.
+            self.reserve(batch)
+        if self.rests(batch) or not self._has_drafts(batch):
             self._undrafted.hand_on(batch_result.next_draft_input, len(batch.reqs))
             return
         with self.phases("draft_extend"), self.kv.as_seen_by_draft(batch):

@@ -187,6 +187,11 @@ class Observer:
             self._metrics.audited.inc()
             self._metrics.audit_mismatches.inc(mismatch)
 
+    def steps(self, steps: int) -> None:
+        """Note how many steps the next round drafts."""
+        if self._metrics is not None:
+            self._metrics.steps.set(steps)
+
     def draft_kv(self, in_use: int, capacity: int) -> None:
         """Note how full the draft's KV cache is."""
         if self._metrics is not None:
@@ -230,6 +235,11 @@ class _PrometheusMetrics:
         self.kv_in_use = Gauge(
             "specvlm_draft_kv_tokens_in_use",
             "Slots of the draft's KV cache in use.",
+            multiprocess_mode="mostrecent",
+        )
+        self.steps = Gauge(
+            "specvlm_draft_steps",
+            "Draft steps of the newest round (--speculative-adaptive).",
             multiprocess_mode="mostrecent",
         )
         self.kv_capacity = Gauge(

@@ -37,6 +37,16 @@ _REQ_SETTINGS = (
 )
 
 SPECULATION: dict[str, tuple[Symbol, ...]] = {
+    "adaptive": (
+        Symbol(
+            "sglang.srt.speculative.adaptive_spec_params:adaptive_unsupported_reason",
+            ("server_args",),
+        ),
+        Symbol(
+            "sglang.srt.arg_groups.speculative_hook:_init_adaptive_speculative_params",
+            ("server_args",),
+        ),
+    ),
     "algorithm": (
         Symbol("sglang.srt.speculative.spec_info:SpeculativeAlgorithm.register", ("spec_class",)),
         Symbol("sglang.srt.speculative.spec_registry:CustomSpecAlgo.handle_server_args"),
@@ -130,6 +140,23 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
                 "device",
             ),
         ),
+        Symbol(
+            "sglang.srt.speculative.adaptive_runtime_state:AdaptiveController", ("worker", "policy")
+        ),
+        Symbol(
+            "sglang.srt.speculative.adaptive_runtime_state:AdaptiveController"
+            ".activate_step_by_batch",
+            ("batch_size",),
+        ),
+        Symbol(
+            "sglang.srt.speculative.adaptive_runtime_state:AdaptiveController.on_verify_complete",
+            ("num_correct_drafts_per_req", "batch_size"),
+        ),
+        Symbol(
+            f"{_EAGLE}:EAGLEWorkerV2.build_adaptive_runtime_state",
+            ("speculative_num_steps", "speculative_num_draft_tokens", "cuda_graph_bs"),
+        ),
+        Symbol(f"{_EAGLE}:EAGLEWorkerV2.activate_step_by_batch", ("batch_size",)),
         Symbol("sglang.srt.speculative.spec_utils:renorm_draft_probs", ("next_token_logits",)),
         Symbol("sglang.srt.speculative.spec_utils:draft_tp_context", ("layout",)),
         Symbol("sglang.srt.speculative.spec_utils:get_plan_stream", ("device",)),

@@ -1,0 +1,85 @@
+"""``--speculative-adaptive``: the number of draft steps changes, no token does."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import specvlm
+from tests.serving.specvlm import ask, ask_all, launch, meta, report, state
+
+pytestmark = pytest.mark.serving
+
+STEPS = ("--speculative-num-steps", "5", "--speculative-adaptive")
+AT_RANDOM = {"SPECVLM_PACE": "random:7"}
+
+
+@pytest.fixture(scope="module")
+def cases(vl_target: Path, clip_paths: list[Path], image_paths: list[Path]) -> list[specvlm.Case]:
+    return specvlm.cases(vl_target, clip_paths, image_paths)
+
+
+def test_a_draft_that_rested_knows_what_it_missed(
+    serve: Any, vl_target: Path, cases: list[specvlm.Case]
+) -> None:
+    """With the target's own weights and all tokens every draft is right, after any rest.
+
+    Steps change at random in every round: 0 (the draft rests), 1, 3 or 5.
+    """
+    server = serve(vl_target, *launch(vl_target, *STEPS), **AT_RANDOM)
+    server.flush_cache()
+    before = state(server)
+    rounds = [0] * 6
+    for case in cases * 2:
+        answer = ask(server, case, retention=1.0)
+        assert tuple(answer.output_ids) == case.expected
+        assert report(answer)["cold"] is None
+        for accepted, times in enumerate(meta(answer)["spec_correct_drafts_histogram"]):
+            rounds[accepted] += times
+    # Half-accepted rounds are those that the end of an answer cut: SGLang counts what is left.
+    partial = rounds[2] + rounds[4]
+    assert partial <= 2 * len(cases), rounds
+    assert min(rounds[0], rounds[1], rounds[3], rounds[5]) > 0, rounds
+    assert state(server)["went_cold"] == before["went_cold"]
+    assert state(server)["pace"]["reason"] == "at random"
+
+
+@pytest.mark.slow
+def test_switching_at_random_changes_no_token(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    chunks = ("--chunked-prefill-size", "16")
+    server = serve(vl_target, *launch(vl_draft, *STEPS, *chunks), **AT_RANDOM)
+    server.flush_cache()
+    jobs = [
+        (case, {"retention": retention, "policy": policy})
+        for case in cases
+        for retention, policy in ((0.1, "specvlm"), (0.5, "uniform"), (1.0, "none"))
+    ] * 3
+    random.Random(0).shuffle(jobs)
+    half = len(jobs) // 2
+    answers = ask_all(server, jobs[:half], at_once=1)
+    answers += ask_all(server, jobs[half:], at_once=8)
+    for (case, _), answer in zip(jobs, answers, strict=True):
+        assert tuple(answer.output_ids) == case.expected
+        assert report(answer)["cold"] is None
+    assert state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.slow
+def test_a_useless_draft_ends_up_unused_and_a_perfect_one_used(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    """By measured costs; the tiny random draft guesses what the target never says."""
+    server = serve(vl_target, *launch(vl_draft, *STEPS))
+    for _ in range(6):
+        for case in cases:
+            assert tuple(ask(server, case, retention=0.1).output_ids) == case.expected
+    pace = state(server)["pace"]
+    assert pace["round_seconds"], pace
+    assert pace["acceptance_by_depth"][0] < 0.7, pace
+    metrics = server.metrics()
+    assert "specvlm_draft_steps" in metrics
