@@ -12,7 +12,13 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from specvlm_sglang.algorithm import NAME, SpecVLMAlgorithm, refuse_unsupported, resolve_tree
+from specvlm_sglang.algorithm import (
+    NAME,
+    SpecVLMAlgorithm,
+    refuse_unsupported,
+    resolve_tree,
+    why_not_adaptive,
+)
 from tests.support import checkpoints
 
 
@@ -172,10 +178,6 @@ def test_a_platform_that_cannot_run_it_is_named(
         resolve(*pair)
 
 
-def test_adaptive_speculation_is_switched_off_by_sglang_itself(pair: list[str]) -> None:
-    assert resolve(*pair, "--speculative-adaptive").speculative_adaptive is False
-
-
 def test_features_that_were_switched_off_explicitly_are_no_reason_to_refuse(
     pair: list[str],
 ) -> None:
@@ -259,3 +261,33 @@ def test_the_scheduler_can_relay_its_batches() -> None:
     table = ReqToTokenPool(4, 16, "cpu", enable_memory_saver=False)
     algorithm = SpeculativeAlgorithm.from_string(NAME)
     assert isinstance(algorithm.create_future_map("cpu", table), FutureMap)
+
+
+def test_adaptive_chains_keep_our_number_of_steps_as_their_most(pair: list[str]) -> None:
+    found = resolve(*pair, "--speculative-adaptive")
+    assert found.speculative_adaptive
+    assert (found.speculative_num_steps, found.speculative_num_draft_tokens) == (3, 4)
+    found = resolve(*pair, "--speculative-adaptive", "--speculative-num-steps", "4")
+    assert found.speculative_adaptive
+    assert found.speculative_num_draft_tokens == 5
+
+
+def test_adaptive_steps_are_switched_off_for_a_tree(pair: list[str]) -> None:
+    found = resolve(*pair, "--speculative-adaptive", "--speculative-eagle-topk", "4")
+    assert not found.speculative_adaptive
+
+
+def test_why_steps_cannot_change_is_said_by_flag() -> None:
+    def why(topk: int | None, ranks: int) -> str | None:
+        return why_not_adaptive(SimpleNamespace(speculative_eagle_topk=topk, tp_size=ranks))
+
+    assert why(None, 1) is why(1, 1) is None
+    assert "--speculative-eagle-topk=4 asks for a tree" in str(why(4, 1))
+    assert "--tp-size=2: each rank would measure other times" in str(why(1, 2))
+
+
+def test_other_algorithms_keep_sglangs_rules_for_adaptive_steps() -> None:
+    from sglang.srt.speculative.adaptive_spec_params import adaptive_unsupported_reason
+
+    arguments = prepare_server_args(["--model-path", "x", "--speculative-algorithm", "NGRAM"])
+    assert "only EAGLE/EAGLE3 are supported" in str(adaptive_unsupported_reason(arguments))

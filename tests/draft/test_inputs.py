@@ -19,6 +19,7 @@ from reference.positions import kept_prompt_indices, pruned_positions
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.inputs import (
     DraftPrompt,
+    build_continuation,
     build_draft_prompt,
     draft_length,
     split_into_passes,
@@ -118,6 +119,7 @@ def make(directory: Path, *parts: str | Path, generated: int = 0, joined: bool =
             held[first : last + 1] = 1_000_000 + item.hash
     req = SimpleNamespace(
         origin_input_ids=held[:length].tolist(),
+        output_ids=held[length:].tolist(),
         full_untruncated_fill_ids=held.tolist(),
         multimodal_inputs=mm_inputs,
     )
@@ -220,9 +222,7 @@ def test_text_and_image_prompts_stay_whole(vl_draft: Path, image_paths: list[Pat
 
 def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
     table = torch.nn.Embedding(30, 4)
-    req = SimpleNamespace(
-        origin_input_ids=[4, 5, 6], full_untruncated_fill_ids=[4, 5, 6, 7], multimodal_inputs=None
-    )
+    req = SimpleNamespace(origin_input_ids=[4, 5, 6], output_ids=[7], multimodal_inputs=None)
     with torch.no_grad():
         found = build_draft_prompt(
             req,
@@ -237,6 +237,57 @@ def test_a_family_with_plain_positions_leaves_the_numbering_to_sglang() -> None:
     assert found.mrope_positions is None
     assert found.input_ids.tolist() == [4, 5, 6, 7]
     assert torch.equal(found.embeddings, table.weight[4:8])
+
+
+@pytest.mark.parametrize("behind", [1, 2, 4])
+def test_a_continuation_is_the_end_of_what_a_draft_that_begins_now_would_see(
+    vl_draft: Path, clip_paths: list[Path], behind: int
+) -> None:
+    case = make(vl_draft, clip_paths[0], "What is this?", generated=4)
+    model = hf.load_model(vl_draft)
+    table, features = model.get_input_embeddings(), DraftFeatures(Tower(model), Qwen25VL())
+    prompt = layout_of(case.req, 256, Qwen25VL())
+    filled = len(case.req.origin_input_ids) + 4
+    kept, newest = torch.arange(prompt.video_tokens)[::3], torch.tensor([NEWEST])
+    with torch.no_grad():
+        whole = build_draft_prompt(
+            *(case.req, filled, prompt, kept, newest),
+            family=Qwen25VL(),
+            features=features,
+            embed_tokens=table,
+        )
+        first = whole.tokens - behind
+        end = build_continuation(
+            *(case.req, filled + 1, behind, first, newest), family=Qwen25VL(), embed_tokens=table
+        )
+    assert (end.first, end.tokens, end.stop) == (first, behind, whole.stop)
+    assert torch.equal(end.embeddings, whole.embeddings[first:])
+    assert torch.equal(end.input_ids, whole.input_ids[first:])
+    assert whole.mrope_positions is not None
+    assert end.mrope_positions is not None
+    assert torch.equal(end.mrope_positions, whole.mrope_positions[:, first:])
+    # Its parts are where the draft's are, and SGLang cuts M-RoPE ids by the draft's index.
+    (part,) = split_into_passes([(0, end)], 64, 1)[0]
+    assert (part.start, part.stop, part.is_last) == (first, whole.stop, True)
+    assert torch.equal(part.of(end.input_ids), end.input_ids)
+    assert part.slots(torch.arange(100, 200 + whole.stop)).tolist() == list(
+        range(100 + first, 100 + whole.stop)
+    )
+    assert part.mrope_positions is not None
+    assert torch.equal(part.mrope_positions[:, first : whole.stop], end.mrope_positions)
+
+
+def test_a_continuation_in_original_positions_counts_the_targets_tokens() -> None:
+    req = SimpleNamespace(origin_input_ids=[4] * 9, output_ids=[5, 6], multimodal_inputs=None)
+    found = build_continuation(
+        *(req, 12, 2, 5, torch.tensor([7])),
+        family=TextOnly(),
+        embed_tokens=torch.nn.Embedding(30, 4),
+        original_positions=True,
+    )
+    assert found.input_ids.tolist() == [6, 7]
+    assert found.positions is not None
+    assert found.positions.tolist() == [10, 11]
 
 
 def prompt_of_length(tokens: int) -> DraftPrompt:
