@@ -158,13 +158,17 @@ class RequestState:
     def prefilled(self, req: Any) -> None:
         """The target has prefilled the whole of SGLang's ``req``: begin a report."""
         layout, detail = self.layout, self.options.detail
+        filled = len(req.full_untruncated_fill_ids)
+        cold = self.refusal
+        if cold is None and not detail:
+            cold = _why_it_would_not_pay(req, filled)
         self.report = RequestReport(
-            layout.video_tokens, self.kept_video_tokens, self.options.policy, cold=self.refusal
+            layout.video_tokens, self.kept_video_tokens, self.options.policy, cold=cold
         )
         if detail:
             self.report.detail = start_detail(layout)
-        self.report.pending = self.refusal is None
-        self.filled = len(req.full_untruncated_fill_ids) if self.report.pending else None
+        self.report.pending = cold is None
+        self.filled = filled if self.report.pending else None
         self.behind = 0
         if self.rounds is None:
             self.rounds = RoundEntries(req, notes_origins=detail)
@@ -176,6 +180,15 @@ class RequestState:
         self.scores = RunningScores()
         if self.report is not None:
             self.report.pending = False
+
+
+def _why_it_would_not_pay(req: Any, filled: int) -> str | None:
+    """Why no draft can be worth its prefill: what plain decoding needs one pass for at most."""
+    limit = req.sampling_params.max_new_tokens
+    if limit is None:
+        return None
+    left = limit - (filled - len(req.origin_input_ids) + 1)
+    return f"would not pay: {max(left, 0)} tokens to come at most" if left <= 1 else None
 
 
 @dataclass(frozen=True, eq=False)

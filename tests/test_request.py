@@ -251,6 +251,23 @@ def test_a_draft_is_due_once_from_a_complete_prompt_on(requests: Requests) -> No
     assert [one.index for one in requests.due(reqs)] == [3]
 
 
+@pytest.mark.parametrize(("limit", "left"), [(1, 0), (2, 1), (3, None), (None, None)])
+def test_an_answer_of_two_tokens_gets_no_draft(
+    requests: Requests, limit: int | None, left: int | None
+) -> None:
+    parameters = SamplingParams(max_new_tokens=limit)
+    (one,) = requests.complete([with_video(2, 11, sampling_params=parameters)])
+    if left is None:
+        assert one.report.pending
+    else:
+        assert one.report.cold == f"would not pay: {left} tokens to come at most"
+        assert not requests.due([one.req])
+    # Who wants to see what would be kept gets it all the same.
+    parameters = SamplingParams(max_new_tokens=limit, custom_params={"specvlm": {"detail": True}})
+    (one,) = requests.complete([with_video(2, 11, sampling_params=parameters)])
+    assert one.report.pending
+
+
 @pytest.mark.parametrize("fields", [{"finished": lambda: True}, {"is_retracted": True}])
 def test_no_draft_begins_for_a_request_that_left(requests: Requests, fields: Any) -> None:
     req = request()
