@@ -279,7 +279,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             newest_token,
             family=draft.family,
             features=draft.features,
-            embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+            embed_tokens=draft.language_model.get_input_embeddings(),
             original_positions=draft.original_positions,
         )
 
