@@ -49,6 +49,16 @@ class ModelFamily:
     def __init__(self, spatial_merge: int = 2) -> None:
         self.spatial_merge = spatial_merge
 
+    def refusal(self, config: Any) -> str | None:
+        """Return why a checkpoint of this family is not served, or None where it is.
+
+        Parameters
+        ----------
+        config
+            The checkpoint's configuration.
+        """
+        return None
+
     def language_model(self, model: Any) -> Any:
         """Return the part of SGLang's model class that embeds tokens and makes logits."""
         return model

@@ -20,6 +20,8 @@ import torch
 
 from reference.selection import select_video_tokens
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.models import family_of
+from specvlm_sglang.models.configs import read_config
 from specvlm_sglang.tools.launch import specvlm_arguments
 from tests.serving.specvlm import CHAIN, TREE, meta, report, state
 from tests.support import clips, probe
@@ -122,7 +124,7 @@ def cases(
         served = chain[0].chat(messages, max_tokens=1).prompt_ids
         inputs = reference.inputs(messages, served)
         expected = reference.greedy(inputs, NEW_TOKENS)
-        places = torch.nonzero(torch.tensor(served) == reference.video_token_id)[:, 0]
+        places = reference.video_places(served)
         built[name] = Case(messages, served, inputs, expected, places)
     return built
 
@@ -155,9 +157,12 @@ def assert_own_tokens(jobs: Sequence[Job], answers: Sequence[ChatAnswer]) -> Non
     assert not wrong, f"{len(wrong)} of {len(jobs)} differ, first (asked, got, wanted) {wrong[0]}"
 
 
-def test_prompts_are_those_of_transformers_and_say_different_things(cases: dict[str, Case]) -> None:
+def test_prompts_are_those_of_transformers_and_say_different_things(
+    pair: Pair, cases: dict[str, Case]
+) -> None:
     for name, case in cases.items():
-        assert case.inputs["input_ids"][0].tolist() == case.prompt_ids, name
+        if pair.target_reference.renders:
+            assert case.inputs["input_ids"][0].tolist() == case.prompt_ids, name
     # A checkpoint that answers everything alike would prove nothing.
     assert len({tuple(case.expected) for case in cases.values()}) >= len(cases) - 1
 
@@ -325,19 +330,39 @@ def test_plain_answers_are_those_of_transformers(
         assert_own_tokens(jobs, ask_all(server, jobs, at_once=at_once))
 
 
+@pytest.fixture(scope="module")
+def twins(serve: Any, pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Probed:
+    """Target and draft are one checkpoint, and the draft sees everything unless it is told."""
+    environment = probe.install(tmp_path_factory.mktemp("twins"))
+    more = ["--specvlm-retention", "1.0"]
+    if not family_of(read_config(str(pair.target)).architectures).mrope:
+        more += ["--specvlm-positions", "original"]
+    arguments = (*FLOAT32, *CHUNKS, *specvlm_arguments(pair.target), *CHAIN, *more)
+    return serve(pair.target, *arguments, **environment), environment
+
+
 @pytest.mark.slow
 def test_a_draft_with_the_targets_weights_that_sees_everything_is_always_accepted(
-    serve: Any, pair: Pair, cases: dict[str, Case]
+    twins: Probed, cases: dict[str, Case]
 ) -> None:
-    more = ("--specvlm-retention", "1.0")
-    server = serve(pair.target, *FLOAT32, *CHUNKS, *specvlm_arguments(pair.target), *CHAIN, *more)
     jobs: list[Job] = [(case, {}) for case in cases.values()] * 2
-    answers = ask_all(server, jobs, at_once=4)
+    answers = ask_all(twins[0], jobs, at_once=4)
     assert_own_tokens(jobs, answers)
     for (case, _), answer in zip(jobs, answers, strict=True):
         histogram = meta(answer)["spec_correct_drafts_histogram"]
         # The last round may end at the token limit or an end token; no other rejects anything.
         assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
+
+
+@pytest.mark.slow
+def test_draft_logits_equal_transformers_with_the_targets_weights_and_the_full_prompts_positions(
+    twins: Probed, pair: Pair, cases: dict[str, Case]
+) -> None:
+    rounds = sum(
+        check_draft_logits(twins, pair.target_reference, case, 0.3, original_positions=True)
+        for case in cases.values()
+    )
+    assert rounds >= 2 * len(cases)
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ class Model:
         self.config = config
         self.logits_processor = SimpleNamespace(vocab_size=config.vocab_size)
         self.embedding = Embedding(config)
+        self.language_model = self
 
     def get_input_embeddings(self) -> Embedding:
         return self.embedding

@@ -195,10 +195,11 @@ class Server:
 
         length, first, tokens = VIDEO
         frames = 3
-        trailing = 0 if self.worker._has_mrope else 1
-        spans = [(first, first + tokens - 1 + trailing)]
-        if self.draft.family.name == "Qwen3-VL":
-            # Times between the frames would be text.
+        family = self.draft.family.name
+        newline = family == "LLaVA-OneVision"
+        spans = [(first, first + tokens - 1 + newline)]
+        if family in ("Qwen3-VL", "GLM-V", "InternVL"):
+            # What is between the frames would be text.
             edges = range(first, first + tokens + 1, tokens // frames)
             spans = [(start, stop - 1) for start, stop in pairwise(edges)]
         item = MultimodalDataItem(

@@ -53,21 +53,38 @@ class Reference:
     ----------
     directory
         The checkpoint.
+    processor_of
+        Where its processor is; by default there too.
     processor_options
-        For its processor.
+        For the processor.
+
+    Attributes
+    ----------
+    renders
+        Whether transformers makes the prompt; else the server's is taken.
     """
 
-    def __init__(self, directory: Path, **processor_options: Any) -> None:
+    renders = True
+
+    def __init__(
+        self, directory: Path, *, processor_of: Path | None = None, **processor_options: Any
+    ) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-        self.processor = AutoProcessor.from_pretrained(directory, **processor_options)
+        self.processor = AutoProcessor.from_pretrained(
+            processor_of or directory, **processor_options
+        )
         self.directory = directory
 
     @property
     def video_token_id(self) -> int:
         """The placeholder of videos."""
         return int(self.model.config.video_token_id)
+
+    def video_places(self, served_ids: list[int]) -> torch.Tensor:
+        """Where the video tokens of a prompt are, int64 ``[N]``."""
+        return torch.nonzero(torch.tensor(served_ids) == self.video_token_id)[:, 0]
 
     def inputs(self, messages: Messages, served_ids: list[int]) -> dict[str, Any]:
         """Tensors for the model; ``served_ids`` is the prompt as the server made it."""

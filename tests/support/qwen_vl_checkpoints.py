@@ -10,7 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     PreTrainedModel,
     Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -22,6 +26,7 @@ from transformers import (
 from tests.support.checkpoints import (
     DRAFT_VISION,
     TARGET,
+    TARGET_VISION,
     LanguageShape,
     VisionShape,
     _language_fields,
@@ -108,6 +113,48 @@ def qwen3_vl(
         ),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(size=video_size, cap_pixels_per_frame=False),
+        chat_template=CHAT_TEMPLATE,
+    )
+    save_processor(processor, directory)
+    return directory
+
+
+QWEN2_VL_SIZE = {"shortest_edge": 4 * 28 * 28, "longest_edge": 1280 * 28 * 28}
+"""Pixels of an image; SGLang uses these whatever a checkpoint of Qwen2-VL says."""
+
+
+def qwen2_vl(
+    directory: Path,
+    shape: LanguageShape = TARGET,
+    vision: VisionShape = TARGET_VISION,
+    *,
+    seed: int = 0,
+) -> Path:
+    """Write a Qwen2-VL checkpoint; see `qwen3_vl` for the parameters."""
+    tokenizer = build_tokenizer(shape.text_tokens)
+    text = _language_fields(shape, tokenizer)
+    third = shape.head_dim // 6
+    text["rope_parameters"] |= {"mrope_section": [shape.head_dim // 2 - 2 * third, third, third]}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": vision.layers,
+            "embed_dim": vision.hidden,
+            "hidden_size": shape.hidden,
+            "num_heads": vision.heads,
+            "mlp_ratio": vision.intermediate // vision.hidden,
+            "in_chans": 3,
+        },
+        tie_word_embeddings=False,
+        **vision_ids(tokenizer),
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = Qwen2VLForConditionalGeneration(config)
+    _write(directory, model, tokenizer, seed=seed, family=0, dtype=torch.float32, mixing=None)
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=QWEN2_VL_SIZE),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=QWEN2_VL_SIZE, cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,
     )
     save_processor(processor, directory)

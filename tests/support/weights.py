@@ -25,10 +25,17 @@ LOGIT_STD = 4.0
 _LAST_OF_VISION = (
     "merger.mlp.2.weight",
     "merger.linear_fc2.weight",
+    "merger.down_proj.weight",
     "multi_modal_projector.linear_2.weight",
 )
 """Projections whose output enters the language model."""
 _DEEPSTACK = re.compile(r"deepstack_merger_list\.\d+\.linear_fc2\.weight$")
+
+_NORMS_BEHIND = {
+    "post_self_attn_layernorm.weight": "attention",
+    "post_mlp_layernorm.weight": "mlp",
+}
+"""Of GLM: norms of a block's output, by what of `Mixing` they carry."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,11 @@ def randomise(
             # After such a norm the projection's own gain is lost.
             peak = math.sqrt(mixing.peak)
             _fill(parameter, peak * (1 + draws.normal(*parameter.shape, std=0.05)))
+        elif name.endswith(tuple(_NORMS_BEHIND)):
+            # Here the norm alone says how loud a block is.
+            block = _NORMS_BEHIND[name.rpartition(".layers.")[2].partition(".")[2]]
+            loudness = getattr(mixing, block) / math.sqrt(layers)
+            _fill(parameter, loudness * (1 + draws.normal(*parameter.shape, std=0.05)))
         elif parameter.dim() == 1:
             _fill(parameter, 1 + draws.normal(*parameter.shape, std=0.05))
         elif name.endswith(_LAST_OF_VISION) or _DEEPSTACK.search(name):
