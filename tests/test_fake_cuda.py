@@ -45,7 +45,7 @@ FAMILIES = (
     "text",
     "Qwen3-VL",
     "Qwen2-VL",
-   
+    "GLM-V",
     "InternVL",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specvlm_sglang.models.family import ModelFamily
+from specvlm_sglang.models.glm_v import GlmV
 from specvlm_sglang.models.internvl import InternVL
 from specvlm_sglang.models.llava_onevision import LlavaOnevision
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
@@ -18,6 +19,7 @@ FAMILIES: tuple[type[ModelFamily], ...] = (
     Qwen3VL,
     Qwen2VL,
     InternVL,
+    GlmV,
     LlavaOnevision,
     TextOnly,
 )

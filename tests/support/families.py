@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tests.support.checkpoints import DRAFT, DRAFT_VISION
 from tests.support.family_hf import Reference
+from tests.support.glm_checkpoints import glm4v
+from tests.support.glm_hf import GlmReference
 from tests.support.internvl_checkpoints import DRAFT_TOWER, internvl
 from tests.support.internvl_hf import InternVLReference
 from tests.support.qwen_vl_checkpoints import (
@@ -49,6 +51,7 @@ class Family:
 
 NARROW = replace(DRAFT, layers=3, vocab_padding=50)
 _QWEN2_DRAFT = partial(qwen2_vl, shape=NARROW, vision=DRAFT_VISION, seed=1)
+_GLM_DRAFT = partial(glm4v, shape=NARROW, vision=DRAFT_VISION, seed=1)
 _INTERNVL_DRAFT = partial(internvl, shape=NARROW, tower=DRAFT_TOWER, seed=1)
 _QWEN3_DRAFT = partial(qwen3_vl, shape=NARROW, vision=QWEN3_DRAFT_VISION, seed=1)
 
@@ -56,5 +59,6 @@ FAMILIES = (
     Family("Qwen3-VL", qwen3_vl, _QWEN3_DRAFT, ending=2, quick=True),
     Family("Qwen3-VL-MoE", partial(qwen3_vl, experts=True), _QWEN3_DRAFT, ending=2),
     Family("Qwen2-VL", qwen2_vl, _QWEN2_DRAFT, reference=partial(Reference, size=QWEN2_VL_SIZE)),
+    Family("GLM-V", glm4v, _GLM_DRAFT, ending=1, reference=GlmReference),
     Family("InternVL", internvl, _INTERNVL_DRAFT, ending=2, reference=InternVLReference),
 )
