@@ -193,8 +193,12 @@ def test_tokens_are_the_targets_own_over_retentions_and_policies(
     chosen: list[dict[str, Any]] = [{"retention": 1.0}, {"retention": 0.5, "policy": "none"}]
     chosen += [
         {"retention": retention, "policy": policy}
-        for policy, retention in product(
-            ("specvlm", "uniform", "frames", "specvlm-grid"), (0.1, 0.5)
+        for policy, retention in (
+            ("specvlm", 0.1),
+            ("specvlm", 0.5),
+            ("uniform", 0.1),
+            ("frames", 0.3),
+            ("specvlm-grid", 0.3),
         )
     ]
     jobs = [(case, options) for options in chosen for case in with_video(cases)]
@@ -242,7 +246,7 @@ def test_scores_equal_the_attention_of_transformers(
             np.testing.assert_allclose(scores.numpy(), expected.numpy(), rtol=SCORE_RTOL)
 
 
-@pytest.mark.parametrize("retention", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("retention", [0.1, 1.0])
 def test_draft_logits_equal_transformers_on_the_pruned_prompt(
     chain: Probed, pair: Pair, cases: dict[str, Case], retention: float
 ) -> None:
