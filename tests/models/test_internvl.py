@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
+from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs
 
 from specvlm_sglang.cpu import internvl_pixels
+from specvlm_sglang.host import internvl_padding
 from specvlm_sglang.models import family_of
 from specvlm_sglang.models.configs import language_config, read_config
 from specvlm_sglang.models.internvl import InternVL
@@ -149,6 +151,34 @@ def test_pixels_are_cast_to_the_towers_dtype() -> None:
         )
         InternVLChatModel.extract_feature(model, torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16))
     assert seen == [torch.float32]
+
+
+def test_placeholders_get_the_key_of_their_own_item_whatever_the_order() -> None:
+    # A video of two frames, then an image; SGLang's processor lists the image first.
+    image, video, opens, closes = 7, 8, 5, 6
+    ids = array("q", [1, opens, video, video, closes, opens, video, video, closes, opens])
+    ids.extend([image, image, image, closes, 2])
+    items = [
+        MultimodalDataItem(modality=Modality.IMAGE, offsets=[(10, 12)], pad_value=1_000_001),
+        MultimodalDataItem(modality=Modality.VIDEO, offsets=[(2, 3), (6, 7)], pad_value=1_000_002),
+    ]
+    inputs = MultimodalInputs(mm_items=items)
+    inputs.im_start_id, inputs.im_end_id = opens, closes
+    inputs.im_token_id, inputs.video_token_id = image, video
+    with unhooked(("sglang.srt.models.internvl", "InternVLChatModel.pad_input_ids")):
+        from sglang.srt.models.internvl import InternVLChatModel
+
+        wrong = InternVLChatModel.pad_input_ids(SimpleNamespace(), ids, inputs)
+        internvl_padding.install_in_scheduler()
+        padded = InternVLChatModel.pad_input_ids(SimpleNamespace(), ids, inputs)
+    (of_image, of_video) = (
+        [place for place, key in enumerate(padded) if key == item.pad_value] for item in items
+    )
+    assert of_image == [10, 11, 12]
+    assert of_video == [2, 3, 6, 7]
+    assert [padded[i] for i in (0, 1, 4, 13, 14)] == [ids[i] for i in (0, 1, 4, 13, 14)]
+    # What this is about; should SGLang mend it, the hook can go.
+    assert wrong[2] == items[0].pad_value
 
 
 def test_it_is_a_family_of_its_own() -> None:
