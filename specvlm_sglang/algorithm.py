@@ -10,7 +10,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_pha
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.config import DEFAULT_NUM_STEPS, SpecVLMConfig
 from specvlm_sglang.host import adaptive, attention_default, contract, memory_budget
 from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
 from specvlm_sglang.models.pair import check_pair
@@ -18,7 +18,6 @@ from specvlm_sglang.models.pair import check_pair
 logger = logging.getLogger(__name__)
 
 NAME = "SPECVLM"
-DEFAULT_NUM_STEPS = 3
 DEFAULT_MAX_RUNNING_REQUESTS = 48
 # Backends whose draft decode reads per-branch pages (topk > 1 with page_size > 1).
 _PAGED_TREE_BACKENDS = ("flashinfer", "fa3", "triton")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+DEFAULT_NUM_STEPS = 3
+"""``--speculative-num-steps`` where it is not given."""
 POSITIONS = ("contiguous", "original")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.pruning.registry import shipped_policies
-from tests.support import checkpoints
+from tests.support import checkpoints, families
 from tests.support.fake_cuda_models import SAMPLING, Case
 from tests.support.fake_cuda_round import run
 from tests.support.llava_checkpoints import DRAFT_TOWER, llava_onevision
@@ -39,7 +39,15 @@ PAGED = {
     for shape, topk in (("chain", 1), ("tree", 4))
 }
 KNOWN = "known lines"
-FAMILIES = ("LLaVA-OneVision", "LLaVA-OneVision, original positions", "text")
+FAMILIES = (
+    "LLaVA-OneVision",
+    "LLaVA-OneVision, original positions",
+    "text",
+    "Qwen3-VL",
+    "Qwen2-VL",
+    "GLM-V",
+    "InternVL",
+)
 
 Allowed = Mapping[str, int]
 PREFILL: Allowed = {"_compute_mrope_positions_extend": 1}
@@ -86,8 +94,17 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         draft=str(checkpoints.qwen2_text(folder / "text-draft", checkpoints.DRAFT, seed=1)),
         policies=(),
     )
-    families = (llava, replace(llava, positions="original"), text)
-    return {**QUICK, **PAGED, **dict(zip(FAMILIES, families, strict=True))}
+    others = [
+        replace(
+            llava,
+            target=str(family.target(folder / f"{family.name}-target")),
+            draft=str(family.draft(folder / f"{family.name}-draft")),
+        )
+        for family in families.FAMILIES
+        if family.name in FAMILIES
+    ]
+    by_name = (llava, replace(llava, positions="original"), text, *others)
+    return {**QUICK, **PAGED, **dict(zip(FAMILIES, by_name, strict=True))}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specvlm_sglang.frontend import PREFIX, decode_frames, encode_frames
-from specvlm_sglang.host.frontend_video import IMAGE, VIDEO, split_media
+from specvlm_sglang.host.frontend_video import IMAGE, VIDEO, check_model_type, split_media
 from specvlm_sglang.host.media.reader import PyAVReader
 
 
@@ -38,6 +38,13 @@ def test_broken_frames_are_refused(broken: str) -> None:
 def test_a_prompt_with_other_placeholders_than_media_is_refused() -> None:
     with pytest.raises(ValueError, match="0 image placeholders for 1 images"):
         split_media("no placeholder", ["picture"], PREFIX, decode_frames)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_vl_moe"])
+def test_models_whose_prompts_state_times_refuse_frames_without(model_type: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt of {model_type} states"):
+        check_model_type(model_type)
+    check_model_type("qwen2_5_vl")
 
 
 def test_no_frames_are_refused(clip_paths: list[Path]) -> None:

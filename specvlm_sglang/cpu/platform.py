@@ -93,7 +93,14 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Install the torch kernels, packed weights and the vision attention, once per worker."""
-        from specvlm_sglang.cpu import kernels, linear, memory, unpadded, vision_attention
+        from specvlm_sglang.cpu import (
+            internvl_pixels,
+            kernels,
+            linear,
+            memory,
+            unpadded,
+            vision_attention,
+        )
 
         # Without overlap scheduling, as here, SGLang's plain decoding has no fixed order.
         penalty_order.install()
@@ -102,3 +109,4 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):
         linear.install()
         unpadded.install()
         vision_attention.install()
+        internvl_pixels.install()

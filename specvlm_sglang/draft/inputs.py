@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
@@ -30,6 +31,9 @@ class DraftPrompt:
     positions
         int64 ``[tokens]`` of the full prompt's numbering; None where they are contiguous or
         M-RoPE ids.
+    deepstack
+        ``[tokens, layers * hidden]``, what is added to the outputs of the first decoder layers;
+        None where the family or the prompt has none.
     first
         Tokens that the draft's cache holds before them.
     """
@@ -38,6 +42,7 @@ class DraftPrompt:
     input_ids: torch.Tensor
     mrope_positions: torch.Tensor | None
     positions: torch.Tensor | None = None
+    deepstack: torch.Tensor | None = None
     first: int = 0
 
     @property
@@ -126,6 +131,24 @@ def split_into_passes(
     return passes
 
 
+def deepstack_of(parts: Sequence[PromptPart]) -> torch.Tensor | None:
+    """Return the deepstack features of a pass, ``[tokens, layers * hidden]``; None without any.
+
+    Prompts that have none get zeros.
+    """
+    known = [part.prompt.deepstack for part in parts if part.prompt.deepstack is not None]
+    if not known:
+        return None
+    return torch.cat(
+        [
+            known[0].new_zeros((part.stop - part.start, known[0].shape[1]))
+            if part.prompt.deepstack is None
+            else part.of(part.prompt.deepstack)
+            for part in parts
+        ]
+    )
+
+
 def draft_length(prompt: VideoLayout, filled: int, kept_video_tokens: int) -> int:
     """Tokens of the draft prompt, known before anything is computed.
 
@@ -189,20 +212,25 @@ def build_draft_prompt(
             rows += count
     ids[torch.from_numpy(feature_row) >= 0] = 0
     kept_ids = torch.cat([to_device(ids, device)[kept], newest_token.long()])
-    embeddings = embed_tokens(kept_ids)
+    embeddings, deepstack = embed_tokens(kept_ids), None
     if encoded:
+        hidden = embeddings.shape[1]
         source = to_device(torch.from_numpy(feature_row), device)[kept]
         # One video is the rule, and a tenth of it is kept: not copied to be gathered from.
         features_of_all = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
         visual = features_of_all[source.clamp(min=0)].to(embeddings.dtype)
-        embeddings[:-1] = torch.where((source >= 0)[:, None], visual, embeddings[:-1])
+        is_visual = (source >= 0)[:, None]
+        embeddings[:-1] = torch.where(is_visual, visual[:, :hidden], embeddings[:-1])
+        if visual.shape[1] > hidden:
+            # Text and the newest token have none.
+            deepstack = pad(visual[:, hidden:] * is_visual, (0, 0, 0, 1))
     positions = family.prompt_positions(req.multimodal_inputs, filled + 1, device)
     if positions is not None:
         positions = torch.cat([positions[:, :-1][:, kept], positions[:, -1:]], dim=1)
     elif original_positions:
         places = torch.cat([kept, kept.new_full((1,), filled)])
-        return DraftPrompt(embeddings, kept_ids, None, places)
-    return DraftPrompt(embeddings, kept_ids, positions)
+        return DraftPrompt(embeddings, kept_ids, None, places, deepstack)
+    return DraftPrompt(embeddings, kept_ids, positions, deepstack=deepstack)
 
 
 def build_continuation(
@@ -243,7 +271,7 @@ def build_continuation(
         positions = positions[:, -behind:]
     elif original_positions:
         places = torch.arange(total - behind, total, device=device)
-    return DraftPrompt(embed_tokens(ids), ids, positions, places, first)
+    return DraftPrompt(embed_tokens(ids), ids, positions, places, first=first)
 
 
 def _first_ids(req: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:

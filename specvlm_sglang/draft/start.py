@@ -110,7 +110,7 @@ class DraftStart:
                 total - draft.kv.dropped(one.row) - missed,
                 drafted.bonus_tokens[one.index : one.index + 1],
                 family=draft.family,
-                embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+                embed_tokens=draft.language_model.get_input_embeddings(),
                 original_positions=draft.original_positions,
             )
             prompts.append((one.index, prompt))
@@ -170,7 +170,7 @@ class DraftStart:
             newest_token,
             family=draft.family,
             features=draft.features,
-            embed_tokens=draft.draft_runner.model.get_input_embeddings(),
+            embed_tokens=draft.language_model.get_input_embeddings(),
             original_positions=draft.original_positions,
         )
 

@@ -29,7 +29,12 @@ from sglang.srt.utils.common import fast_topk
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.copies import to_device
 from specvlm_sglang.draft.features import DraftFeatures
-from specvlm_sglang.draft.inputs import DraftPrompt, PromptPart, split_into_passes
+from specvlm_sglang.draft.inputs import (
+    DraftPrompt,
+    PromptPart,
+    deepstack_of,
+    split_into_passes,
+)
 from specvlm_sglang.draft.kv_cache import DraftKVCache
 from specvlm_sglang.draft.undrafted import Undrafted
 from specvlm_sglang.draft.vocabulary import limit_drafts, widen_embedding
@@ -63,6 +68,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         embedding_override.install()
         model, architectures = self.draft_runner.model, self.draft_runner.model_config.hf_config
         self.family: ModelFamily = family_of(architectures.architectures)
+        self.language_model = self.family.language_model(model)
         self.features = DraftFeatures(model, self.family, device=self.device, phases=phases)
         self.phases = phases
         self._config = config
@@ -93,9 +99,8 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def _match_vocabulary(self) -> None:
         size = self.target_worker.model_runner.model_config.vocab_size
-        model = self.draft_runner.model
-        limit_drafts(model.logits_processor, size)
-        widen_embedding(model.get_input_embeddings(), size)
+        limit_drafts(self.language_model.logits_processor, size)
+        widen_embedding(self.language_model.get_input_embeddings(), size)
 
     def alloc_memory_pool(
         self,
@@ -273,7 +278,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         if places:
             forward_batch.positions = torch.cat(places)
         embeddings = torch.cat([part.of(part.prompt.embeddings) for part in parts])
-        with embedding_override.embeddings_for_next_forward(embeddings):
+        with embedding_override.embeddings_for_next_forward(embeddings, deepstack_of(parts)):
             output = self.draft_runner.forward(forward_batch).logits_output
         logits: torch.Tensor = output.next_token_logits
         return logits

@@ -16,7 +16,9 @@ import torch
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
-_embeddings: ContextVar[torch.Tensor | None] = ContextVar("specvlm_embeddings", default=None)
+Given = tuple[torch.Tensor, torch.Tensor | None]
+
+_given: ContextVar[Given | None] = ContextVar("specvlm_embeddings", default=None)
 
 
 def install() -> None:
@@ -24,9 +26,21 @@ def install() -> None:
     contract.require("worker")
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def prepare_mm_inputs(*args: Any, **kwargs: Any) -> Any:
-            embeddings = _embeddings.get()
-            return original(*args, **kwargs) if embeddings is None else embeddings
+        def prepare_mm_inputs(
+            input_ids: Any,
+            forward_batch: Any,
+            language_model: Any,
+            kwargs: dict[str, Any],
+            *args: Any,
+            **options: Any,
+        ) -> Any:
+            given = _given.get()
+            if given is None:
+                return original(input_ids, forward_batch, language_model, kwargs, *args, **options)
+            embeddings, deepstack = given
+            if deepstack is not None:
+                kwargs["input_deepstack_embeds"] = deepstack
+            return embeddings
 
         return prepare_mm_inputs
 
@@ -34,10 +48,20 @@ def install() -> None:
 
 
 @contextmanager
-def embeddings_for_next_forward(embeddings: torch.Tensor) -> Iterator[None]:
-    """Within this context a multimodal forward pass takes ``embeddings`` ``[tokens, hidden]``."""
-    token = _embeddings.set(embeddings)
+def embeddings_for_next_forward(
+    embeddings: torch.Tensor, deepstack: torch.Tensor | None = None
+) -> Iterator[None]:
+    """Within this context a multimodal forward pass takes these embeddings.
+
+    Parameters
+    ----------
+    embeddings
+        ``[tokens, hidden]``.
+    deepstack
+        ``[tokens, layers * hidden]``, which the model adds to the outputs of its first layers.
+    """
+    token = _given.set((embeddings, deepstack))
     try:
         yield
     finally:
-        _embeddings.reset(token)
+        _given.reset(token)

@@ -19,6 +19,9 @@ from specvlm_sglang.host.patching import replace_function
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
+_STATES_TIMES = ("qwen3_vl", "qwen3_vl_moe")
+"""Model types whose prompts say when each frame was; the frontend does not send that."""
+
 Decode = Callable[[str], np.ndarray]
 """From what the frontend sent to uint8 ``[frames, height, width, 3]``."""
 
@@ -71,6 +74,15 @@ def _is_video(image: Any, prefix: str) -> bool:
     return isinstance(image, str) and image.startswith(prefix)
 
 
+def check_model_type(model_type: str) -> None:
+    """Raise ``ValueError`` for a model that must know the times of frames."""
+    if model_type in _STATES_TIMES:
+        raise ValueError(
+            f"sgl.video sends frames without their times, which a prompt of {model_type} states: "
+            "send the file as a video_url"
+        )
+
+
 def install(prefix: str, decode: Decode) -> None:
     """Wrap the Qwen-VL processor in this process; idempotent.
 
@@ -87,6 +99,7 @@ def install(prefix: str, decode: Decode) -> None:
         ) -> Any:
             images = image_data if isinstance(image_data, list) else [image_data]
             if isinstance(input_text, str) and any(_is_video(image, prefix) for image in images):
+                check_model_type(self.hf_config.model_type)
                 input_text, image_data, videos = split_media(input_text, images, prefix, decode)
                 request_obj.video_data = [*(request_obj.video_data or []), *videos]
                 request_obj.image_data = image_data

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 def in_scheduler() -> None:
     """Install it in a scheduler's process; idempotent."""
     from specvlm_sglang.host import (
+        internvl_padding,
         memory_release,
         profiling,
         refusals,
@@ -15,7 +16,14 @@ def in_scheduler() -> None:
         weight_updates,
     )
 
-    for module in (refusals, profiling, memory_release, weight_updates, runtime_knobs):
+    for module in (
+        refusals,
+        profiling,
+        memory_release,
+        weight_updates,
+        runtime_knobs,
+        internvl_padding,
+    ):
         module.install_in_scheduler()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from specvlm_sglang.models.family import ModelFamily, family_of, mrope_delta
+from specvlm_sglang.models.family import ModelFamily, mrope_delta
+from specvlm_sglang.models.registry import family_of
 
 __all__ = ["ModelFamily", "family_of", "mrope_delta"]

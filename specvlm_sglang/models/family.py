@@ -1,9 +1,8 @@
-"""The adapter protocol: what SpecVLM needs to know about a family of video LLMs."""
+"""What SpecVLM needs to know about a family of video LLMs: the base of the adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -27,30 +26,45 @@ class Video(NamedTuple):
     trailing: int = 0
 
 
-class ModelFamily(Protocol):
+class ModelFamily:
     """How one family of models encodes its visual inputs and counts its positions.
 
-    Everything else (spans, query rows, scores, selection) is the same for all families and comes
-    from SGLang's ``MultimodalDataItem.offsets``.
+    An adapter states its names and overrides what differs, at least `videos`. Everything else
+    (spans, query rows, scores, selection) is the same for all families and comes from SGLang's
+    ``MultimodalDataItem.offsets``.
+
+    Parameters
+    ----------
+    spatial_merge
+        Patches per token along each side (``vision_config.spatial_merge_size``).
     """
 
-    @property
-    def name(self) -> str:
-        """The family's usual name."""
-        ...
+    name: ClassVar[str]
+    """The family's usual name; target and draft must have the same."""
+    architectures: ClassVar[tuple[str, ...]]
+    """``config.architectures`` that this adapter serves."""
+    mrope: ClassVar[bool] = False
+    """Whether positions have three components, and so do not follow from a token's place."""
 
-    @property
-    def mrope(self) -> bool:
-        """Whether positions have three components, and so do not follow from a token's place."""
-        ...
+    def __init__(self, spatial_merge: int = 2) -> None:
+        self.spatial_merge = spatial_merge
 
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        """``config.architectures`` that this adapter serves."""
-        ...
+    def refusal(self, config: Any) -> str | None:
+        """Return why a checkpoint of this family is not served, or None where it is.
+
+        Parameters
+        ----------
+        config
+            The checkpoint's configuration.
+        """
+        return None
+
+    def language_model(self, model: Any) -> Any:
+        """Return the part of SGLang's model class that embeds tokens and makes logits."""
+        return model
 
     def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
-        """Return the features of one image or video, ``[tokens, hidden]`` in prompt order.
+        """Return the features of one image or video, ``[tokens, width]`` in prompt order.
 
         Parameters
         ----------
@@ -58,12 +72,27 @@ class ModelFamily(Protocol):
             SGLang's model class of the draft.
         item
             SGLang's ``MultimodalDataItem`` with its raw ``feature`` (pixels).
+
+        Returns
+        -------
+        torch.Tensor
+            The first ``hidden`` columns take the place of the placeholders' embeddings. Further
+            ones are deepstack features, ``hidden`` for each of the first decoder layers, which
+            SGLang's model adds to these layers' outputs.
         """
-        ...
+        encode = draft_model.get_video_feature if item.is_video() else draft_model.get_image_feature
+        features: torch.Tensor = encode([item])
+        return features
 
     def videos(self, item: Any) -> list[Video]:
-        """Return the videos of one ``MultimodalDataItem``; SGLang may put several into one."""
-        ...
+        """Return the videos of one ``MultimodalDataItem``; SGLang may put several into one.
+
+        Raises
+        ------
+        ValueError
+            Spans and grid do not agree; the request is decoded without a draft.
+        """
+        raise NotImplementedError
 
     def prompt_positions(
         self, mm_input: Any, length: int, device: torch.device
@@ -72,7 +101,7 @@ class ModelFamily(Protocol):
 
         With None ``--specvlm-positions`` says how the draft's tokens are numbered.
         """
-        ...
+        return None
 
 
 def mrope_delta(mm_input: Any) -> int:
@@ -85,30 +114,3 @@ def mrope_delta(mm_input: Any) -> int:
     """
     delta = getattr(mm_input, "mrope_position_delta", None)
     return 0 if delta is None else int(delta.reshape(-1)[0])
-
-
-def family_of(architectures: Sequence[str], spatial_merge: int = 2) -> ModelFamily:
-    """Return the adapter for a checkpoint's ``architectures``.
-
-    Parameters
-    ----------
-    architectures
-        As in the checkpoint's configuration.
-    spatial_merge
-        Patches per token along each side (``vision_config.spatial_merge_size``).
-
-    Raises
-    ------
-    ValueError
-        No adapter; the message names the model and what is served.
-    """
-    from specvlm_sglang.models.llava_onevision import LlavaOnevision
-    from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
-    from specvlm_sglang.models.text import TextOnly
-
-    families: tuple[ModelFamily, ...] = (Qwen25VL(spatial_merge), LlavaOnevision(), TextOnly())
-    for family in families:
-        if any(name in family.architectures for name in architectures):
-            return family
-    served = ", ".join(name for family in families for name in family.architectures)
-    raise ValueError(f"SPECVLM does not serve {', '.join(architectures)}; it serves {served}")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
-
-from specvlm_sglang.models.family import Video
+from specvlm_sglang.models.family import ModelFamily, Video
 
 LMMS_LAB_ARCHITECTURE = "LlavaQwenForCausalLM"
 # Published sizes by the language model's width.
@@ -30,27 +28,14 @@ def converted_checkpoint(path: str, hidden_size: int | None) -> str:
     return f"llava-hf/{name}-hf"
 
 
-class LlavaOnevision:
+class LlavaOnevision(ModelFamily):
     """Adapter for the class in `specvlm_sglang.models.native.llava_onevision`."""
 
     name = "LLaVA-OneVision"
-    mrope = False
     architectures = ("LlavaOnevisionForConditionalGeneration",)
-
-    def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
-        """See `ModelFamily.encode`."""
-        encode = draft_model.get_video_feature if item.is_video() else draft_model.get_image_feature
-        features: torch.Tensor = encode([item])
-        return features
 
     def videos(self, item: Any) -> list[Video]:
         """See `ModelFamily.videos`: the newline that ends a video is never pruned."""
         ((first, last),) = item.offsets
         frames, rows, columns = item.video_grid
         return [Video(((first, last - 1),), (frames, rows, columns), trailing=1)]
-
-    def prompt_positions(
-        self, mm_input: Any, length: int, device: torch.device
-    ) -> torch.Tensor | None:
-        """See `ModelFamily.prompt_positions`."""
-        return None

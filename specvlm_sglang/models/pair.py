@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from specvlm_sglang.models import family_of
+from specvlm_sglang.models import ModelFamily, family_of
+from specvlm_sglang.models.configs import language_config, read_config
 from specvlm_sglang.models.llava_onevision import LMMS_LAB_ARCHITECTURE, converted_checkpoint
 
 # What the prompt's visual tokens depend on: the processor of the target lays them out for both.
@@ -16,7 +17,13 @@ _GEOMETRY = (
     "temporal_patch_size",
     "tokens_per_second",
 )
-_TILING = ("image_grid_pinpoints", "vision_aspect_ratio", "vision_feature_select_strategy")
+_TILING = (
+    "downsample_ratio",
+    "force_image_size",
+    "image_grid_pinpoints",
+    "vision_aspect_ratio",
+    "vision_feature_select_strategy",
+)
 _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
@@ -52,15 +59,12 @@ def check_pair(
         positions that the family does not have, or heads that the ranks cannot share; the message
         names the difference and the models.
     """
-    from transformers import AutoConfig
-
-    for path in (target, draft):
-        _refuse_lmms_lab(path)
-    configs = [
-        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        for path in (target, draft)
-    ]
-    families = [family_of(config.architectures or []) for config in configs]
+    families = [_family_at(path) for path in (target, draft)]
+    configs = [read_config(path, trust_remote_code=trust_remote_code) for path in (target, draft)]
+    for family, config, path in zip(families, configs, (target, draft), strict=True):
+        reason = family.refusal(config)
+        if reason is not None:
+            raise ValueError(f"SPECVLM does not serve {path}: {reason}")
     if families[0].name != families[1].name:
         raise ValueError(
             f"the draft {draft} is a {families[1].name} model, the target {target} a "
@@ -84,7 +88,7 @@ def check_pair(
 def _check_heads(config: Any, draft: str, tp_size: int) -> None:
     """Say what SGLang only asserts, in each rank, once the draft is being built."""
     towers = {
-        "attention heads": getattr(config.get_text_config(), "num_attention_heads", None),
+        "attention heads": getattr(language_config(config), "num_attention_heads", None),
         "vision heads": getattr(getattr(config, "vision_config", None), "num_heads", None),
     }
     for name, heads in towers.items():
@@ -95,16 +99,18 @@ def _check_heads(config: Any, draft: str, tp_size: int) -> None:
             )
 
 
-def _refuse_lmms_lab(path: str) -> None:
-    """Name the Hugging Face form of a checkpoint in lmms-lab's own format."""
+def _family_at(path: str) -> ModelFamily:
+    """Read the family off the file alone: transformers knows no configuration of some models."""
     from transformers import PreTrainedConfig
 
     content, _ = PreTrainedConfig.get_config_dict(path)
-    if LMMS_LAB_ARCHITECTURE in (content.get("architectures") or []):
+    names = content.get("architectures") or []
+    if LMMS_LAB_ARCHITECTURE in names:
         raise ValueError(
             f"SPECVLM does not serve {path}: {LMMS_LAB_ARCHITECTURE} is lmms-lab's own format. Use "
             f"its Hugging Face form {converted_checkpoint(path, content.get('hidden_size'))}"
         )
+    return family_of(names)
 
 
 def _same(name: str, target_config: Any, draft_config: Any, target: str, draft: str) -> None:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from specvlm_sglang.copies import to_device
-from specvlm_sglang.models.family import Video, mrope_delta
+from specvlm_sglang.models.family import ModelFamily, Video, mrope_delta
 
 
-class Qwen25VL:
+class Qwen25VL(ModelFamily):
     """Adapter for ``Qwen2_5_VLForConditionalGeneration``."""
 
     name = "Qwen2.5-VL"
     mrope = True
-    architectures = ("Qwen2_5_VLForConditionalGeneration",)
-
-    def __init__(self, spatial_merge: int = 2) -> None:
-        self._spatial_merge = spatial_merge
-
-    def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
-        """See `ModelFamily.encode`."""
-        encode = draft_model.get_video_feature if item.is_video() else draft_model.get_image_feature
-        features: torch.Tensor = encode([item])
-        return features
+    architectures: ClassVar[tuple[str, ...]] = ("Qwen2_5_VLForConditionalGeneration",)
 
     def videos(self, item: Any) -> list[Video]:
         """See `ModelFamily.videos`: each video has one span and one row of ``video_grid_thw``."""
-        merge = self._spatial_merge
+        merge = self.spatial_merge
         return [
             Video((span,), (frames, rows // merge, columns // merge))
             for span, (frames, rows, columns) in zip(

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from specvlm_sglang.models.family import Video
+from specvlm_sglang.models.family import ModelFamily, Video
 
 
-class TextOnly:
+class TextOnly(ModelFamily):
     """Adapter for text pairs; useful to check a draft without vision."""
 
     name = "text"
-    mrope = False
     architectures = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 
     def encode(self, draft_model: Any, item: Any) -> torch.Tensor:
@@ -23,9 +22,3 @@ class TextOnly:
     def videos(self, item: Any) -> list[Video]:
         """Text models have no videos."""
         return []
-
-    def prompt_positions(
-        self, mm_input: Any, length: int, device: torch.device
-    ) -> torch.Tensor | None:
-        """See `ModelFamily.prompt_positions`."""
-        return None

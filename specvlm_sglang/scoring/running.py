@@ -107,7 +107,8 @@ class RunningScorer:
     Attributes
     ----------
     skipped_layers
-        Ids of sliding-window and cross-attention layers: they do not see the whole prompt.
+        Ids of sliding-window and cross-attention layers, which do not see the whole prompt, and of
+        those with attention sinks, whose softmax has a term that is no key.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class RunningScorer:
         ) -> torch.Tensor:
             attended = original(q, k, v, layer, forward_batch, *args, **kwargs)
             if self._plan:
-                self._add(q, layer)
+                self._add(q, layer, has_sinks=kwargs.get("sinks") is not None)
             return attended
 
         backend.forward_extend = forward_extend
@@ -157,8 +158,8 @@ class RunningScorer:
                 rows.scores.rows += rows.stop - rows.start
         self._plan = ()
 
-    def _add(self, q: torch.Tensor, layer: Any) -> None:
-        if layer.sliding_window_size > -1 or layer.is_cross_attention:
+    def _add(self, q: torch.Tensor, layer: Any, *, has_sinks: bool = False) -> None:
+        if layer.sliding_window_size > -1 or layer.is_cross_attention or has_sinks:
             self.skipped_layers.add(layer.layer_id)
             return
         with self._timed():

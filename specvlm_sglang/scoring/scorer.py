@@ -84,10 +84,16 @@ class Scorer:
         Raises
         ------
         RuntimeError
-            Rows are missing.
+            Rows are missing, or no layer could be scored.
         """
         if scores.failure is not None:
             raise scores.failure
+        if not scores.layers and self.running.skipped_layers:
+            skipped = len(self.running.skipped_layers)
+            raise RuntimeError(
+                f"none of the target's {skipped} attention layers sees the whole prompt without "
+                "sinks: nothing scores the video"
+            )
         if scores.rows != layout.query_rows:
             raise RuntimeError(f"scored {scores.rows} of {layout.query_rows} query rows")
 

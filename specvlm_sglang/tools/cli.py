@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="say whether this machine would serve, and why not")
-    doctor.add_argument("--target", help="target model to check with --draft")
+    doctor.add_argument(
+        "--target", help="target model: to check with --draft, or to list drafts for"
+    )
     doctor.add_argument("--draft", help="draft model to check with --target")
     doctor.set_defaults(run=_doctor, refuse=doctor.error)
     demo = commands.add_parser("demo", help="a real server answers a question about a video")
@@ -65,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _doctor(options: argparse.Namespace) -> int:
     from specvlm_sglang.tools.doctor import examine
 
-    if (options.target is None) != (options.draft is None):
-        options.refuse("--target and --draft go together")
+    if options.target is None and options.draft is not None:
+        options.refuse("--draft needs --target")
     return examine(options.target, options.draft)
 
 

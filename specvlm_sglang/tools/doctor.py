@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from specvlm_sglang.config import DEFAULT_NUM_STEPS
+from specvlm_sglang.models.published import Published, break_even, drafts_for, find_published
 from specvlm_sglang.tools.needs import ModelNeeds, model_needs
 
 GIB = 1 << 30
@@ -52,7 +54,7 @@ def examine(target: str | None = None, draft: str | None = None) -> int:
     Parameters
     ----------
     target, draft
-        A pair of models to check too.
+        A pair of models to check too; a target alone is told what would draft for it.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "importing SGLang": _sglang,
@@ -63,6 +65,8 @@ def examine(target: str | None = None, draft: str | None = None) -> int:
     }
     if target is not None and draft is not None:
         checks["comparing the models"] = lambda: _pair(target, draft)
+    elif target is not None:
+        checks["looking for drafts"] = lambda: draft_findings(target)
     console = Console()
     blocked = False
     # What the libraries say while they are imported is no finding of ours.
@@ -258,7 +262,35 @@ def _pair(target: str, draft: str) -> Iterator[Finding]:
         yield Finding("pair", str(error), advice, blocks=True)
     else:
         yield Finding("pair", f"{draft} can draft for {target}")
+        known = find_published(target), find_published(draft)
+        if known[0] is not None and known[1] is not None:
+            yield cost_finding(known[1], known[0])
         yield from needs_findings(model_needs(target), model_needs(draft), *_free_bytes())
+
+
+def draft_findings(target: str) -> Iterator[Finding]:
+    """Which published checkpoints would draft for a target, and from where on each gains."""
+    found = find_published(target)
+    if found is None:
+        advice = "name one with --draft: a smaller checkpoint of its family"
+        yield Finding("drafts", f"{target} is not among the published checkpoints known", advice)
+        return
+    drafts = drafts_for(found)
+    if not drafts:
+        yield Finding("drafts", f"nothing published is smaller than {found.name} in its family")
+    for draft in drafts:
+        yield cost_finding(draft, found)
+
+
+def cost_finding(draft: Published, target: Published) -> Finding:
+    """From which accept length on a draft gains with the default chain."""
+    share = f"reads {draft.billions / target.billions:.0%} of what the target reads for a token"
+    least = break_even(draft.billions, target.billions, DEFAULT_NUM_STEPS)
+    found = (
+        f"{draft.name} {share}: a chain of {DEFAULT_NUM_STEPS} gains above {least:.1f} accepted "
+        f"tokens a round (at most {DEFAULT_NUM_STEPS + 1})"
+    )
+    return Finding("draft", found, "expect no gain: the draft is too large" if least > 2.5 else "")
 
 
 def needs_findings(

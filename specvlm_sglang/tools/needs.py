@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specvlm_sglang.models.configs import language_config, read_config
+
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -43,9 +45,7 @@ def model_needs(path: str, dtype: str = "bfloat16") -> ModelNeeds:
     OSError
         There is no configuration at ``path``.
     """
-    from transformers import AutoConfig
-
-    text = AutoConfig.from_pretrained(path).get_text_config()
+    text = language_config(read_config(path))
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

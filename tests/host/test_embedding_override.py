@@ -23,8 +23,11 @@ def installed() -> Iterator[None]:
         yield
 
 
-def ask() -> torch.Tensor:
-    """As SGLang's models do; a batch without media is answered from the table."""
+def ask(forwarded: dict[str, Any] | None = None) -> torch.Tensor:
+    """As SGLang's models do; a batch without media is answered from the table.
+
+    ``forwarded`` are the arguments that the language model will get.
+    """
     table = torch.nn.Embedding.from_pretrained(torch.arange(12.0).view(6, 2))
     language_model = SimpleNamespace(get_input_embeddings=lambda: table)
     batch: Any = SimpleNamespace(
@@ -37,7 +40,7 @@ def ask() -> torch.Tensor:
         input_ids=torch.tensor([1, 3]),
         forward_batch=batch,
         language_model=language_model,
-        kwargs={},
+        kwargs={} if forwarded is None else forwarded,
     )
     return found
 
@@ -58,6 +61,18 @@ def test_within_the_context_ours_answer_and_then_sglangs_again() -> None:
             assert ask() is inner
         assert ask() is given
     assert ask().tolist() == PLAIN
+
+
+def test_deepstack_features_go_to_the_language_model_where_there_are_any() -> None:
+    given, deepstack = torch.ones(5, 2), torch.ones(5, 6)
+    forwarded: dict[str, Any] = {}
+    with embeddings_for_next_forward(given, deepstack):
+        assert ask(forwarded) is given
+    assert forwarded == {"input_deepstack_embeds": deepstack}
+    forwarded = {}
+    with embeddings_for_next_forward(given):
+        assert ask(forwarded) is given
+    assert forwarded == {}
 
 
 def test_a_failing_forward_pass_leaves_no_override_behind() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.models.pair import check_pair
+from specvlm_sglang.models.registry import FAMILIES
+from specvlm_sglang.models.unserved import REASONS
 from tests.support import checkpoints
 from tests.support.tokenizer import SPECIAL_TOKENS
 
@@ -144,18 +147,46 @@ def test_another_family_is_refused_with_both_names(vl_target: Path, text_draft: 
         check_pair(str(vl_target), str(text_draft))
 
 
+@pytest.mark.parametrize("is_target", [False, True])
 def test_a_model_that_is_not_served_is_refused_with_what_is(
-    vl_target: Path, edited: Callable[..., Path]
+    vl_target: Path, edited: Callable[..., Path], is_target: bool
 ) -> None:
     def change(content: Any) -> None:
-        content["architectures"] = ["Gemma3ForConditionalGeneration"]
+        content["architectures"] = ["PixtralForConditionalGeneration"]
 
-    draft = edited("config.json", change)
+    pair = [str(vl_target), str(edited("config.json", change))]
     with pytest.raises(
         ValueError,
-        match=r"does not serve Gemma3ForCond\w+; .*Qwen2_5_VLForConditionalGeneration",
+        match=r"does not serve PixtralForCond\w+; .*Qwen2_5_VLForConditionalGeneration",
     ):
+        check_pair(*(reversed(pair) if is_target else pair))
+
+
+@pytest.mark.parametrize("name", sorted(REASONS))
+def test_a_model_that_cannot_be_served_is_refused_with_the_reason(
+    vl_target: Path, edited: Callable[..., Path], name: str
+) -> None:
+    def change(content: Any) -> None:
+        # As of a checkpoint with code of its own, which transformers does not know.
+        content.update({"architectures": [name], "model_type": "its-own"})
+
+    draft = edited("config.json", change)
+    with pytest.raises(ValueError, match=re.escape(f"does not serve {name}: {REASONS[name]}")):
         check_pair(str(vl_target), str(draft))
+
+
+def test_what_cannot_be_served_is_not_among_what_is() -> None:
+    served = {name for family in FAMILIES for name in family.architectures}
+    assert not served & set(REASONS)
+    # One sentence or two, without an end: it stands in a longer message.
+    assert all(reason and not reason.endswith(".") for reason in REASONS.values())
+
+
+def test_the_way_out_for_hybrid_models_is_one_that_sglang_has() -> None:
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    assert "--speculative-algorithm NEXTN" in REASONS["Qwen3_5ForConditionalGeneration"]
+    assert SpeculativeAlgorithm.from_string("NEXTN").is_eagle()
 
 
 def test_a_draft_whose_heads_the_ranks_cannot_share_is_refused(
@@ -163,3 +194,9 @@ def test_a_draft_whose_heads_the_ranks_cannot_share_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"--tp-size=2 does not divide the 1 vision heads"):
         check_pair(str(vl_target), str(vl_draft), tp_size=2)
+
+
+def test_every_name_is_in_the_table_of_support() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "support.md").read_text()
+    names = {name for family in FAMILIES for name in family.architectures} | set(REASONS)
+    assert not {name for name in names if f"`{name}`" not in table}

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from specvlm_sglang.cpu.attention.backend import SpecVLMTorchAttnBackend
+from specvlm_sglang.pruning.layout import find_video
+from specvlm_sglang.report.phases import PhaseClock
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores
 from specvlm_sglang.scoring.running import RowsOfPass, RunningScorer, RunningScores
+from specvlm_sglang.scoring.scorer import Scorer
 from tests.support.attention import AttentionRig
 
 HEADS, HEAD_DIM = 4, 16
@@ -219,6 +222,45 @@ def test_cross_attention_layers_are_skipped_and_recorded() -> None:
     assert backend.forward_extend(q, None, None, rig.layer, None) is q
     assert scores.total is None
     assert scorer.skipped_layers == {5}
+
+
+def test_layers_with_attention_sinks_are_skipped_and_recorded() -> None:
+    # Our CPU backend knows no sinks, so a stand-in answers for the model's own.
+    rig = AttentionRig([6], 8)
+    backend = SimpleNamespace(forward_extend=lambda q, *_, **__: q)
+    scorer = RunningScorer(rig.pool.get_key_buffer)
+    scorer.watch(backend)
+    scores = RunningScores()
+    scorer.arm([rows_of(rig, scores, 0, 0, range(6, 8))])
+    q = rig.random((4, HEADS * HEAD_DIM))
+    backend.forward_extend(q, None, None, rig.layer, None, sinks=torch.zeros(HEADS))
+    assert scores.total is None
+    assert scorer.skipped_layers == {0}
+
+
+def test_of_mixed_layers_those_score_that_see_the_whole_prompt() -> None:
+    rig = AttentionRig([6], 8, layers=2)
+    scorer, backend = watched(rig)
+    scores = RunningScores()
+    rows = rows_of(rig, scores, 0, 0, range(6, 8))
+    scorer.arm([rows])
+    q, _ = attend(rig, backend, [4])
+    wanted = expected(rig, q, rows)
+    rig.layer.layer_id, rig.layer.sliding_window_size = 1, 3
+    batch = rig.extension([4])
+    backend.init_forward_metadata(batch)
+    k, v = rig.random((4, 2, HEAD_DIM)), rig.random((4, 2, HEAD_DIM))
+    backend.forward_extend(rig.random((4, HEADS * HEAD_DIM)), k, v, rig.layer, batch)
+    scorer.disarm()
+    assert (scores.rows, scores.layers, scorer.skipped_layers) == (2, {0}, {1})
+    torch.testing.assert_close(scores.total, wanted)
+
+
+def test_a_target_none_of_whose_layers_scores_says_so() -> None:
+    scorer = Scorer(SimpleNamespace(), PhaseClock("cpu"), "cpu")
+    scorer.running.skipped_layers |= {0, 1}
+    with pytest.raises(RuntimeError, match="none of the target's 2 attention layers"):
+        scorer.check(RunningScores(), find_video(12, [[(1, 4)]], 256))
 
 
 def test_what_the_caller_passes_reaches_the_backend_unchanged() -> None:

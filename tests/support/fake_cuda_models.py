@@ -70,6 +70,7 @@ class Model:
         self.config = config
         self.logits_processor = SimpleNamespace(vocab_size=config.vocab_size)
         self.embedding = Embedding(config)
+        self.language_model = self
 
     def get_input_embeddings(self) -> Embedding:
         return self.embedding
@@ -78,7 +79,10 @@ class Model:
         (item,) = items
         assert item.feature.is_cuda
         tokens = sum(last - first + 1 for first, last in item.offsets)
-        return torch.empty((tokens, self.config.hidden_size), dtype=torch.bfloat16, device="cuda")
+        vision = self.config.hf_config.vision_config
+        deepstack = len(getattr(vision, "deepstack_visual_indexes", ()))
+        width = self.config.hidden_size * (1 + deepstack)
+        return torch.empty((tokens, width), dtype=torch.bfloat16, device="cuda")
 
     def forward(self, input_ids: Any, positions: Any, forward_batch: Any) -> Any:
         assert positions.is_cuda

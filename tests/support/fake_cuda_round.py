@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -193,15 +194,22 @@ class Server:
         )
 
         length, first, tokens = VIDEO
-        trailing = 0 if self.worker._has_mrope else 1
+        frames = 3
+        family = self.draft.family.name
+        newline = family == "LLaVA-OneVision"
+        spans = [(first, first + tokens - 1 + newline)]
+        if family in ("Qwen3-VL", "GLM-V", "InternVL"):
+            # What is between the frames would be text.
+            edges = range(first, first + tokens + 1, tokens // frames)
+            spans = [(start, stop - 1) for start, stop in pairwise(edges)]
         item = MultimodalDataItem(
             modality=Modality.VIDEO,
             feature=torch.zeros((4 * tokens, 1176)),
-            offsets=[(first, first + tokens - 1 + trailing)],
+            offsets=spans,
             hash=key,
             model_specific_data={
-                "video_grid_thw": torch.tensor([[3, 20, 20]]),
-                "video_grid": (3, 10, 10),
+                "video_grid_thw": torch.tensor([[frames, 20, 20]]),
+                "video_grid": (frames, 10, 10),
             },
         )
         inputs = MultimodalInputs(mm_items=[item])

@@ -10,6 +10,7 @@ that a draft agrees with its target on part of the tokens, as trained pairs do.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,22 @@ from transformers import PreTrainedModel
 
 RANK = 64
 LOGIT_STD = 4.0
+
+
+_LAST_OF_VISION = (
+    "merger.mlp.2.weight",
+    "merger.linear_fc2.weight",
+    "merger.down_proj.weight",
+    "multi_modal_projector.linear_2.weight",
+)
+"""Projections whose output enters the language model."""
+_DEEPSTACK = re.compile(r"deepstack_merger_list\.\d+\.linear_fc2\.weight$")
+
+_NORMS_BEHIND = {
+    "post_self_attn_layernorm.weight": "attention",
+    "post_mlp_layernorm.weight": "mlp",
+}
+"""Of GLM: norms of a block's output, by what of `Mixing` they carry."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +73,8 @@ def _fill(parameter: nn.Parameter, value: Tensor) -> None:
     parameter.data.copy_(value.to(parameter.dtype))
 
 
-def _linear(draws: _Draws, parameter: nn.Parameter, gain: float) -> None:
-    fan_in = math.prod(parameter.shape[1:])
+def _linear(draws: _Draws, parameter: nn.Parameter, gain: float, fan_in: int = 0) -> None:
+    fan_in = fan_in or math.prod(parameter.shape[1:])
     _fill(parameter, draws.normal(*parameter.shape, std=gain / math.sqrt(fan_in)))
 
 
@@ -67,7 +84,7 @@ def _gain(name: str, layers: int, mixing: Mixing) -> float:
         return math.sqrt(mixing.peak)
     if name.endswith("o_proj.weight"):
         return mixing.attention / math.sqrt(layers)
-    if name.endswith("down_proj.weight"):
+    if name.endswith(("down_proj.weight", "experts.down_proj")):
         # silu(gate) * up of two unit normals has a standard deviation of about 0.6
         return mixing.mlp / math.sqrt(layers) / 0.6
     return 1.0
@@ -83,7 +100,7 @@ def randomise(
     family: int,
     mixing: Mixing,
 ) -> None:
-    """Overwrite every parameter of a Qwen2, Qwen2.5-VL or LLaVA-OneVision model, in place.
+    """Overwrite every parameter of a Qwen, LLaVA-OneVision or InternVL model, in place.
 
     Parameters
     ----------
@@ -133,11 +150,23 @@ def randomise(
             _fill(parameter, draws.normal(width, std=math.sqrt(RANK / width)))
         elif name.endswith("bias"):
             _fill(parameter, draws.normal(*parameter.shape, std=0.1))
+        elif not in_vision and name.endswith(("q_norm.weight", "k_norm.weight")):
+            # After such a norm the projection's own gain is lost.
+            peak = math.sqrt(mixing.peak)
+            _fill(parameter, peak * (1 + draws.normal(*parameter.shape, std=0.05)))
+        elif name.endswith(tuple(_NORMS_BEHIND)):
+            # Here the norm alone says how loud a block is.
+            block = _NORMS_BEHIND[name.rpartition(".layers.")[2].partition(".")[2]]
+            loudness = getattr(mixing, block) / math.sqrt(layers)
+            _fill(parameter, loudness * (1 + draws.normal(*parameter.shape, std=0.05)))
         elif parameter.dim() == 1:
             _fill(parameter, 1 + draws.normal(*parameter.shape, std=0.05))
-        elif name.endswith(("merger.mlp.2.weight", "multi_modal_projector.linear_2.weight")):
+        elif name.endswith(_LAST_OF_VISION) or _DEEPSTACK.search(name):
             # as long as a token vector, spread over all dimensions of the residual stream
-            _linear(draws, parameter, 2.0 * math.sqrt(RANK / width))
+            loud = 1.0 if "deepstack" in name else 2.0
+            _linear(draws, parameter, loud * math.sqrt(RANK / width))
+        elif ".experts." in name:
+            _linear(draws, parameter, _gain(name, layers, mixing), fan_in=parameter.shape[-1])
         else:
             _linear(draws, parameter, 1.0 if in_vision else _gain(name, layers, mixing))
     _calibrate(model, speakable, sample)

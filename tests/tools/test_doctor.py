@@ -49,6 +49,31 @@ def test_a_bad_pair_and_a_bad_setting_would_not(vl_target: Path, text_draft: Pat
     assert "Would not serve." in done.stdout
 
 
+def test_a_published_target_is_told_its_drafts_and_what_they_cost() -> None:
+    findings = list(doctor_module.draft_findings("Qwen/Qwen3-VL-32B-Instruct"))
+    assert not any(finding.blocks for finding in findings)
+    first = findings[0].found
+    assert first.startswith("Qwen/Qwen3-VL-2B-Instruct reads 6% of what the target reads")
+    assert "a chain of 3 gains above 1.2 accepted tokens a round (at most 4)" in first
+    assert not any("Qwen2.5" in finding.found for finding in findings)
+
+
+def test_a_draft_that_reads_nearly_as_much_as_its_target_is_not_recommended() -> None:
+    (finding,) = doctor_module.draft_findings("zai-org/GLM-4.5V")
+    assert "reads 75% of what the target reads" in finding.found
+    assert "no gain" in finding.advice
+
+
+def test_an_unknown_target_is_advised_to_name_a_draft() -> None:
+    (finding,) = doctor_module.draft_findings("somebody/some-video-llm")
+    assert "--draft" in finding.advice
+
+
+def test_the_smallest_of_a_family_has_no_draft() -> None:
+    (finding,) = doctor_module.draft_findings("Qwen/Qwen3-VL-2B-Thinking")
+    assert "nothing published is smaller" in finding.found
+
+
 def test_a_model_that_is_not_here_is_not_called_a_bad_draft(tmp_path: Path) -> None:
     (finding,) = doctor_module._pair(*2 * [str(tmp_path / "nothing")])
     assert finding.blocks

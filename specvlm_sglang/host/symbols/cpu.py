@@ -187,6 +187,10 @@ CPU: dict[str, tuple[Symbol, ...]] = {
             ("q", "k", "v", "bsz", "cu_seqlens", "attention_mask"),
         ),
     ),
+    "InternVL pixels": (
+        Symbol("sglang.srt.models.internvl:InternVLChatModel.extract_feature", ("pixel_values",)),
+        Symbol("sglang.srt.models.internvl:InternVisionModel"),
+    ),
     "linear": (
         Symbol(
             "sglang.srt.layers.quantization.unquant:UnquantizedLinearMethod.apply",

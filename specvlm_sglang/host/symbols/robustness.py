@@ -119,6 +119,12 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
         *fields(_ITEM, "feature", "format", "offsets", "precomputed_embeddings"),
         Symbol(f"{_ITEM}.is_precomputed_embedding"),
     ),
+    "InternVL padding": (
+        Symbol(
+            "sglang.srt.models.internvl:InternVLChatModel.pad_input_ids", ("input_ids", "mm_inputs")
+        ),
+        Symbol("sglang.srt.managers.mm_utils:pad_mm_tokens", ("input_ids", "mm_inputs")),
+    ),
     "token inputs": (
         Symbol(
             "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_one_request",

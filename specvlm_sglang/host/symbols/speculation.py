@@ -236,7 +236,12 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         Symbol(f"{_SCHEDULE}:MultimodalInputs.mrope_position_delta"),
         Symbol(
             "sglang.srt.managers.mm_utils:prepare_mm_inputs",
-            ("input_ids", "forward_batch", "language_model"),
+            ("input_ids", "forward_batch", "language_model", "kwargs"),
+        ),
+        # What `kwargs` carries to the first layers of a model with deepstack features.
+        Symbol(
+            "sglang.srt.models.qwen3_vl:Qwen3LLMModel.forward",
+            ("input_ids", "positions", "forward_batch", "input_deepstack_embeds"),
         ),
         Symbol(
             "sglang.srt.managers.scheduler_components.internal_state:"

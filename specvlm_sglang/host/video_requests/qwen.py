@@ -1,4 +1,4 @@
-"""Options, lists of frames and receipts in SGLang's processor of Qwen2.5-VL.
+"""Options, lists of frames and receipts in SGLang's processor of Qwen-VL models.
 
 The processor knows one configuration, the server's, and decodes each video of a request by it. Here
 each video has its own, which a `ContextVar` carries to where the video is decoded.
@@ -26,11 +26,12 @@ from specvlm_sglang.host.video_requests.options import (
     read_options,
 )
 
-MODEL_TYPE = "qwen2_5_vl"
+OF_OWN_PIXELS = ("qwen3_vl", "qwen3_vl_moe")
+"""Model types whose own processor sizes all frames of a video together, whatever SGLang does."""
+MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl", *OF_OWN_PIXELS)
 SERVER = "--mm-process-config video"
 _PROCESSOR = "sglang.srt.multimodal.processors.qwen_vl"
 _CLASS = "QwenVLImageProcessor"
-_PATCH = 14
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,23 @@ def check_pairs(options: VideoOptions) -> None:
     """
     for name in ("nframes", "max_frames"):
         if getattr(options, name) == 1:
-            raise ValueError(f"{name}=1 must be at least 2: Qwen2.5-VL takes frames in pairs")
+            raise ValueError(f"{name}=1 must be at least 2: the model takes frames in pairs")
+
+
+def check_pixels(options: VideoOptions, model_type: str) -> None:
+    """Refuse options of pixels that the model's own processor would undo.
+
+    Raises
+    ------
+    ValueError
+        One is given for such a model.
+    """
+    given = [name for name in OF_PIXELS if getattr(options, name) is not None]
+    if given and model_type in OF_OWN_PIXELS:
+        raise ValueError(
+            f"{given[0]}={getattr(options, given[0])} has no meaning for {model_type}: its own "
+            "processor sizes all frames of a video together"
+        )
 
 
 def frames_config(options: VideoOptions, total: int) -> dict[str, Any]:
@@ -161,7 +178,7 @@ def pixel_config(options: VideoOptions, frames: int, limits: PixelLimits) -> dic
 
 
 def install() -> None:
-    """Read requests for processors of Qwen2.5-VL from when one is made; idempotent.
+    """Read requests for processors of Qwen-VL models from when one is made; idempotent.
 
     Processes that never process media do not import SGLang's processors.
     """
@@ -174,7 +191,7 @@ def install() -> None:
 def _prepared_for_requests(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_mm_processor(*args: Any, **kwargs: Any) -> Any:
         processor = original(*args, **kwargs)
-        if processor.hf_config.model_type == MODEL_TYPE and type(processor).__name__ == _CLASS:
+        if processor.hf_config.model_type in MODEL_TYPES and type(processor).__name__ == _CLASS:
             prepare(processor)
         return processor
 
@@ -182,7 +199,7 @@ def _prepared_for_requests(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepare(processor: Any) -> None:
-    """Read requests for this processor of Qwen2.5-VL; idempotent.
+    """Read requests for this processor of a Qwen-VL model; idempotent.
 
     Parameters
     ----------
@@ -194,7 +211,9 @@ def prepare(processor: Any) -> None:
     ValueError
         The configuration has options out of range, or that exclude each other.
     """
-    check_pairs(read_options(processor.video_config, SERVER, strict=False))
+    server = read_options(processor.video_config, SERVER, strict=False)
+    check_pairs(server)
+    check_pixels(server, processor.hf_config.model_type)
     contract.require("qwen requests")
     replace_function(_PROCESSOR, "preprocess_video", _with_own_options)
     replace_function(_PROCESSOR, f"{_CLASS}._process_mm_data_uncached", _with_requests)
@@ -206,12 +225,14 @@ def _with_requests(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
     async def _process_mm_data_uncached(
         self: Any, image_data: Any, input_text: Any, request_obj: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if self.hf_config.model_type != MODEL_TYPE or not request_obj.video_data:
+        model_type = self.hf_config.model_type
+        if model_type not in MODEL_TYPES or not request_obj.video_data:
             return await original(self, image_data, input_text, request_obj, *args, **kwargs)
         server = read_options(self.video_config, SERVER, strict=False)
         videos = read_videos(request_obj, server)
         for _, options in videos:
             check_pairs(options)
+            check_pixels(options, model_type)
         sent, request_obj.video_data = request_obj.video_data, [source for source, _ in videos]
         asked = any(options.of_pixels for _, options in videos)
         current = _Request(
@@ -224,7 +245,8 @@ def _with_requests(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awa
         finally:
             _current.reset(token)
             request_obj.video_data = sent
-        receipt.keep(request_obj, _receipts(output.mm_items, current.sources))
+        patch = self.hf_config.vision_config.patch_size
+        receipt.keep(request_obj, _receipts(output.mm_items, current.sources, patch))
         return output
 
     return _process_mm_data_uncached
@@ -248,7 +270,7 @@ def _with_own_options(original: Callable[..., Awaitable[Any]]) -> Callable[..., 
         if isinstance(vr, FrameReader):
             if len(vr) < 2:
                 raise ValueError(
-                    "a list of frames has 1 frame; Qwen2.5-VL needs 2. Send it as an image."
+                    "a list of frames has 1 frame; the model needs 2. Send it as an image."
                 )
             vr = vr.in_pairs()
             config["nframes"] = len(vr)
@@ -294,20 +316,27 @@ def _limits_of(checkpoint: Any) -> PixelLimits:
     return PixelLimits(size["shortest_edge"], size["longest_edge"], VIDEO_TOTAL_PIXELS)
 
 
-def _receipts(items: list[Any], sources: list[receipt.Source]) -> list[dict[str, Any]]:
-    """One for each video of the prompt, in order; none where embeddings came without a grid."""
+def _receipts(items: list[Any], sources: list[receipt.Source], patch: int) -> list[dict[str, Any]]:
+    """One for each video of the prompt, in order; none where embeddings came without a grid.
+
+    A video has one span in the prompt, or one for each pair of frames.
+    """
     found: list[dict[str, Any]] = []
     for item in items:
         if not item.is_video():
             continue
         grids = torch.as_tensor(getattr(item, "video_grid_thw", ())).reshape(-1, 3).tolist()
-        if len(grids) != len(item.offsets):
+        spans = list(item.offsets)
+        if len(spans) not in (len(grids), sum(grid[0] for grid in grids)):
             return []
-        for (first, last), (frames, rows, columns) in zip(item.offsets, grids, strict=True):
+        is_split = len(spans) != len(grids)
+        for frames, rows, columns in grids:
             known = len(found) < len(sources)
             source = sources[len(found)] if known else receipt.of_pixels(2 * frames)
-            height, width = rows * _PATCH, columns * _PATCH
+            count = frames if is_split else 1
+            tokens = sum(last - first + 1 for first, last in spans[:count])
+            spans = spans[count:]
             found.append(
-                receipt.receipt(source, height=height, width=width, tokens=last - first + 1)
+                receipt.receipt(source, height=rows * patch, width=columns * patch, tokens=tokens)
             )
     return found

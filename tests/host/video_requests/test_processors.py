@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,13 @@ from tests.support import clips
 from tests.support.frames import write_lossless, write_pictures
 from tests.support.hooks import unhooked
 from tests.support.llava_checkpoints import llava_onevision
+from tests.support.qwen_vl_checkpoints import qwen2_vl, qwen3_vl
 
-QWEN, LLAVA = "Qwen2.5-VL", "LLaVA-OneVision"
-PLACEHOLDERS = {QWEN: "<|vision_start|><|video_pad|><|vision_end|>", LLAVA: "<video>"}
+QWEN, QWEN2, QWEN3, LLAVA = "Qwen2.5-VL", "Qwen2-VL", "Qwen3-VL", "LLaVA-OneVision"
+QWENS = (QWEN, QWEN2, QWEN3)
+PLACEHOLDERS = dict.fromkeys(QWENS, "<|vision_start|><|video_pad|><|vision_end|>") | {
+    LLAVA: "<video>"
+}
 _QWEN_MODULE = "sglang.srt.multimodal.processors.qwen_vl"
 HOOKED = (
     ("sglang.srt.managers.multimodal_processor", "get_mm_processor"),
@@ -92,7 +97,12 @@ Build = Callable[..., Family]
 
 @pytest.fixture(scope="module")
 def build(vl_target: Path, checkpoint_dir: Path) -> Build:
-    directories = {QWEN: vl_target, LLAVA: llava_onevision(checkpoint_dir / "llava-requests")}
+    directories = {
+        QWEN: vl_target,
+        QWEN2: qwen2_vl(checkpoint_dir / "qwen2-requests"),
+        QWEN3: qwen3_vl(checkpoint_dir / "qwen3-requests"),
+        LLAVA: llava_onevision(checkpoint_dir / "llava-requests"),
+    }
 
     def make(name: str, **video: Any) -> Family:
         arguments = ServerArgs(
@@ -114,7 +124,7 @@ def build(vl_target: Path, checkpoint_dir: Path) -> Build:
     return make
 
 
-@pytest.fixture(scope="module", params=[QWEN, LLAVA])
+@pytest.fixture(scope="module", params=[*QWENS, LLAVA])
 def family(request: pytest.FixtureRequest, build: Build) -> Family:
     return build(request.param)
 
@@ -263,7 +273,7 @@ def test_a_list_of_frames_is_the_file_of_the_same_pixels(
     frames = clips.draw(seed=3, frames=count, height=90, width=120)
     pictures = write_pictures(tmp_path / "frames", frames)
     # Qwen takes pairs: the file repeats the last of an odd number, as the processor does.
-    padded = frames[[*range(count), *[-1] * (count % 2 * (family.name == QWEN))]]
+    padded = frames[[*range(count), *[-1] * (count % 2 * (family.name in QWENS))]]
     file = str(write_lossless(tmp_path / "clip.mkv", padded, fps=4))
     listed = family.prepare({"video": pictures, "fps": 4})
     filed = family.prepare({"url": file, "nframes": len(padded)})
@@ -281,7 +291,7 @@ def test_one_frame_is_a_video_to_llava_onevision_and_none_to_qwen(
     if family.name == LLAVA:
         assert frames_used(family.prepare(single)) == [1]
         return
-    with pytest.raises(ValueError, match=r"1 frame; Qwen2.5-VL needs 2\. Send it as an image"):
+    with pytest.raises(ValueError, match=r"1 frame; the model needs 2\. Send it as an image"):
         family.prepare(single)
 
 
@@ -301,9 +311,53 @@ def test_tokens_are_those_of_the_prompt(family: Family, clip: str) -> None:
     prepared = family.prepare(clip, {"url": clip, "fps": 1})
     newline = family.name == LLAVA
     lengths = [
-        last - first + 1 - newline for item in prepared.items for first, last in item.offsets
+        [last - first + 1 - newline for first, last in item.offsets] for item in prepared.items
     ]
-    assert prepared.shown("tokens") == [(length,) for length in lengths]
+    if family.name == QWEN3:  # a span for each pair of frames, an item for each video
+        lengths = [[sum(of_frames)] for of_frames in lengths]
+    assert prepared.shown("tokens") == [(length,) for of_item in lengths for length in of_item]
+
+
+def test_the_size_of_frames_is_in_the_models_own_patches(family: Family, clip: str) -> None:
+    (prepared,) = family.prepare(clip).receipts
+    side = {QWEN: 28, QWEN2: 28, QWEN3: 32}.get(family.name)
+    if side is None:
+        return  # One size for all.
+    per_frame = prepared["tokens"] // (prepared["frames_used"] // 2)
+    assert (prepared["height"] // side) * (prepared["width"] // side) == per_frame
+
+
+def test_a_model_that_sizes_a_video_as_a_whole_refuses_sizes_of_frames(
+    build: Build, clip: str
+) -> None:
+    family = build(QWEN3)
+    for options in ({"max_pixels": 4000}, {"total_pixels": 90_000}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"{name}=.* has no meaning for qwen3_vl"):
+            family.prepare({"url": clip, **options})
+    with pytest.raises(ValueError, match="min_pixels=1000 has no meaning for qwen3_vl"):
+        build(QWEN3, min_pixels=1000)
+
+
+def test_a_prompt_that_states_times_states_those_of_the_receipt(
+    build: Build, tmp_path: Path
+) -> None:
+    family = build(QWEN3)
+    frames = clips.draw(seed=3, frames=4, height=90, width=120)
+    pictures = write_pictures(tmp_path / "frames", frames)
+    request = GenerateReqInput(text="", video_data=[encode({"video": pictures, "fps": 0.5})])
+    output = asyncio.run(
+        family.processor.process_mm_data_async(
+            image_data=None,
+            audio_data=None,
+            input_text=PLACEHOLDERS[QWEN3] + "What happens?",
+            request_obj=request,
+        )
+    )
+    text = family.processor._processor.tokenizer.decode(output.input_ids)
+    # Two seconds a frame, and the middle of each pair.
+    assert receipt.kept(request)[0]["times"] == [0, 2, 4, 6]
+    assert re.findall(r"<([\d.]+) seconds>", text) == ["1.0", "5.0"]
 
 
 def test_pixels_that_came_decoded_have_a_receipt(qwen_family: Family, clip: str) -> None:
