@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream,
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.draft.inputs import DraftPrompt, build_draft_prompt, draft_length
+from specvlm_sglang.draft.inputs import (
+    DraftPrompt,
+    EncodedPrompt,
+    build_draft_prompt,
+    draft_length,
+    encode_prompt,
+)
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
 from specvlm_sglang.host.mrope import MRopeDeltas
@@ -28,7 +35,7 @@ from specvlm_sglang.report.observer import POOL_FULL, Observer
 from specvlm_sglang.report.phases import PhaseClock
 from specvlm_sglang.report.publish import publish
 from specvlm_sglang.request import Complete, Requests
-from specvlm_sglang.scoring.chooser import Chooser
+from specvlm_sglang.scoring.chooser import Chooser, Kept
 from specvlm_sglang.scoring.scorer import Scorer
 from specvlm_sglang.scoring.warm_up import warm_up
 
@@ -145,6 +152,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
         kv = self._draft_worker.kv
         return {
             **self.observer.totals.as_dict(),
+            "retention": self.config.retention,
+            "policy": self.config.policy,
+            "draft_video_tokens": self.config.draft_video_tokens,
             "draft_kv_tokens": kv.capacity,
             "draft_kv_tokens_in_use": kv.slots_in_use,
             "target_kv_tokens": kv.dense_capacity,
@@ -272,19 +282,23 @@ class SpecVLMWorker(StandaloneWorkerV2):
         ):
             one.report.cold = POOL_FULL
             return None
+        encoded = cache(lambda: encode_prompt(req, draft.features))
+        kept = self._kept(one, encoded) if state.prunes else None
         return build_draft_prompt(
             req,
             state.layout,
-            self._kept(one) if state.prunes else None,
+            None if kept is None else kept.indices,
             newest_token,
             family=draft.family,
             features=draft.features,
             embed_tokens=draft.draft_runner.model.get_input_embeddings(),
             original_positions=draft.original_positions,
+            encoded=encoded(),
+            kept_features=None if kept is None else kept.features,
         )
 
-    def _kept(self, one: Complete) -> torch.Tensor:
-        """Indices of the kept video tokens, int64 ``[K]`` on the device."""
+    def _kept(self, one: Complete, encoded: Callable[[], EncodedPrompt]) -> Kept:
+        """The kept video tokens; the draft encodes before where its features decide."""
         state = one.state
         return self.chooser.choose(
             state.layout,
@@ -293,4 +307,6 @@ class SpecVLMWorker(StandaloneWorkerV2):
             policy=state.options.chosen,
             retention=state.options.retention,
             top_p=state.options.top_p,
+            at_most=state.options.draft_video_tokens,
+            features=lambda: encoded().of_videos(state.layout),
         )

@@ -121,6 +121,48 @@ def draft_length(prompt: VideoLayout, filled: int, kept_video_tokens: int) -> in
     return filled - prompt.video_tokens + kept_video_tokens + 1
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """What the draft's vision tower makes of a prompt's images and videos.
+
+    Attributes
+    ----------
+    features
+        ``[rows, hidden]`` of all of them; None without any.
+    rows
+        int64 ``[filled]`` on the host: each token's row of ``features``, -1 for text.
+    """
+
+    features: torch.Tensor | None
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+
+    def of_videos(self, prompt: VideoLayout) -> torch.Tensor:
+        """Features of the video tokens, ``[N, hidden]``."""
+        assert self.features is not None
+        rows = torch.from_numpy(self.rows[prompt.video_positions])
+        return self.features[to_device(rows, self.features.device)]
+
+
+def encode_prompt(req: Any, features: DraftFeatures) -> EncodedPrompt:
+    """Encode the images and videos of SGLang's ``Req``, or take them from the cache.
+
+    Raises
+    ------
+    ValueError
+        See `DraftFeatures.of`.
+    """
+    feature_row = np.full(len(req.full_untruncated_fill_ids), -1, dtype=np.int64)
+    encoded: list[torch.Tensor] = []
+    rows = 0
+    for item in [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items:
+        encoded.append(features.of(item))
+        for first, last in item.offsets:
+            count = last - first + 1
+            feature_row[first : last + 1] = np.arange(rows, rows + count)
+            rows += count
+    return EncodedPrompt(torch.cat(encoded) if encoded else None, feature_row)
+
+
 def build_draft_prompt(
     req: Any,
     prompt: VideoLayout,
@@ -131,6 +173,8 @@ def build_draft_prompt(
     features: DraftFeatures,
     embed_tokens: Any,
     original_positions: bool = False,
+    encoded: EncodedPrompt | None = None,
+    kept_features: torch.Tensor | None = None,
 ) -> DraftPrompt:
     """Gather the kept tokens of one request; no host sync.
 
@@ -148,29 +192,27 @@ def build_draft_prompt(
         The draft's adapter, its vision features, its token embedding.
     original_positions
         Number 1-D positions as in the full prompt instead of contiguously.
+    encoded
+        By default the prompt is encoded here.
+    kept_features
+        ``[K, hidden]``, read in place of the kept video tokens' own.
     """
     device = newest_token.device
     filled = len(req.full_untruncated_fill_ids)
     kept = _kept_positions(prompt, filled, kept_video_indices, device)
     ids = torch.from_numpy(np.array(req.full_untruncated_fill_ids, dtype=np.int64))
-    mm_items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
-    feature_row = np.full(filled, -1, dtype=np.int64)
-    encoded: list[torch.Tensor] = []
-    rows = 0
-    for item in mm_items:
-        item_features = features.of(item)
-        encoded.append(item_features)
-        for first, last in item.offsets:
-            count = last - first + 1
-            feature_row[first : last + 1] = np.arange(rows, rows + count)
-            rows += count
-    ids[torch.from_numpy(feature_row) >= 0] = 0
+    encoded = encode_prompt(req, features) if encoded is None else encoded
+    ids[torch.from_numpy(encoded.rows) >= 0] = 0
     kept_ids = torch.cat([to_device(ids, device)[kept], newest_token.long()])
     embeddings = embed_tokens(kept_ids)
-    if encoded:
-        source = to_device(torch.from_numpy(feature_row), device)[kept]
-        visual = torch.cat(encoded).to(embeddings.dtype)[source.clamp(min=0)]
+    if encoded.features is not None:
+        source = to_device(torch.from_numpy(encoded.rows), device)[kept]
+        visual = encoded.features.to(embeddings.dtype)[source.clamp(min=0)]
         embeddings[:-1] = torch.where((source >= 0)[:, None], visual, embeddings[:-1])
+    if kept_features is not None:
+        video = to_device(torch.from_numpy(prompt.video_positions), device)[kept_video_indices]
+        places = torch.searchsorted(kept, video)
+        embeddings.index_copy_(0, places, kept_features.to(embeddings.dtype))
     positions = family.prompt_positions(req.multimodal_inputs, filled + 1, device)
     if positions is not None:
         positions = torch.cat([positions[:, :-1][:, kept], positions[:, -1:]], dim=1)
