@@ -30,10 +30,13 @@ scope                    ``root-attention/cover`` (SCOPE with alpha 0.5; ``atten
 floc                     ``equal/cover`` (FLoC)
 change                   ``change/two-stage``
 evs                      ``evs/top-k`` (EVS, arXiv 2510.14624; K is the caller's)
+specvlm-spread           ``attention-change/top-p-spread``: Stage I with half of ``top_p`` and at
+                         most half of K, then spread in place of even spacing
 =======================  ======================================================================
 
-Where a scorer's result is all zero there is nothing to rank by: evenly spaced tokens are kept, and
-the selection says so. `COMPARED` are rules of other authors for the comparison alone.
+Where a scorer's result is all zero, or the attention that a selector reads, there is nothing to
+rank by: evenly spaced tokens are kept, and the selection says so. `COMPARED` are rules of other
+authors for the comparison alone.
 """
 
 from collections.abc import Callable
@@ -98,6 +101,8 @@ class Question:
     grid : (frames, rows, columns) or None
     seed : int
     features : float32 array, shape [N, d], or None
+    attention : float32 array, shape [N]
+        The target's, whatever a scorer made of it.
     """
 
     scores: FloatArray
@@ -106,6 +111,7 @@ class Question:
     grid: Grid | None
     seed: int
     features: FloatArray | None
+    attention: FloatArray
 
     @property
     def tokens(self) -> IntArray:
@@ -191,7 +197,8 @@ def compose(scorer: str, selector: str) -> Policy:
     def select(asked: Question) -> Selection:
         scores = worth.score(asked)
         ranked = replace(asked, scores=scores)
-        if not scores.any():
+        useless = "scores" in pick.needs and not asked.attention.any()
+        if useless or not scores.any():
             # Two-stage spaces evenly by its own definition; the grid's over the grid.
             evenly = _two_stage_grid if pick.select is _two_stage_grid else _uniform
             return replace(evenly(ranked), fallbacks=1)
@@ -276,6 +283,14 @@ def _spread(asked: Question) -> Selection:
     return Selection(spread(asked.scores, asked.budget, asked.known_grid), NONE)
 
 
+@_selector("top-p-spread", "scores", "grid")
+def _top_p_spread(asked: Question) -> Selection:
+    # Stage I ranks by the attention, whatever ranks the rest.
+    stage_one = retain_top_p(asked.attention, asked.top_p / 2, max(1, asked.budget // 2))
+    kept = spread(asked.scores, asked.budget, asked.known_grid, stage_one)
+    return Selection(stage_one, np.setdiff1d(kept, stage_one))
+
+
 @_selector("cover", "grid", "features")
 def _cover(asked: Question) -> Selection:
     kept = cover(asked.scores, asked.known_features, asked.budget, asked.known_grid)
@@ -294,6 +309,7 @@ _NAMED_LATER = {
     "floc": ("equal", "cover"),
     "change": ("change", "two-stage"),
     "evs": ("evs", "top-k"),
+    "specvlm-spread": ("attention-change", "top-p-spread"),
 }
 _POLICIES.update({name: compose(*pair) for name, pair in _NAMED.items()})
 

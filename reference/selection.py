@@ -207,7 +207,7 @@ def _select(
         if features is None:
             raise ValueError(f"features must be an array for policy {policy!r}, got None")
         vectors = checked_features(features, n)
-    return chosen.select(Question(checked, budget, top_p, grid, seed, vectors))
+    return chosen.select(Question(checked, budget, top_p, grid, seed, vectors, checked))
 
 
 def select_per_video(

@@ -16,7 +16,9 @@ SWEEPS = 12
 """Sweeps of a layer; tokens that they leave open go to the next layer."""
 
 
-def spread(scores: npt.NDArray[np.float32], budget: int, grid: Grid) -> IntArray:
+def spread(
+    scores: npt.NDArray[np.float32], budget: int, grid: Grid, taken: IntArray | None = None
+) -> IntArray:
     """Keep the tokens that rank first within the 3 x 3 x 3 box around them, layer by layer.
 
     All tokens that no layer has are open at a layer's start. In a sweep every open token wins whose
@@ -32,6 +34,9 @@ def spread(scores: npt.NDArray[np.float32], budget: int, grid: Grid) -> IntArray
         Tokens to keep, at most N.
     grid : (frames, rows, columns)
         Product N.
+    taken : int64 array, optional
+        At most ``budget`` tokens that are kept before all others. They are in no layer and close
+        nobody's box.
 
     Returns
     -------
@@ -43,7 +48,9 @@ def spread(scores: npt.NDArray[np.float32], budget: int, grid: Grid) -> IntArray
     rank = np.empty(n, np.int64)
     rank[np.argsort(-scores, kind="stable")] = np.arange(n)
     rank = rank.reshape(sides)
-    layer = np.full(sides, LAYERS, np.int64)
+    layer = np.full(n, LAYERS, np.int64)
+    layer[[] if taken is None else taken] = -1
+    layer = layer.reshape(sides)
     for number in range(LAYERS):
         is_open = layer == LAYERS
         for _ in range(SWEEPS):

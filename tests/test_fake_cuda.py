@@ -63,8 +63,18 @@ PER_ROW = 2
 """And for each row that grows."""
 BETWEEN = 10
 """And where rows were freed since the last one."""
-PER_PREFILL = {"": 150, "penalties": 165, "after a retraction": 180}
-"""Of two prompts, one with a video, on a target of four layers; more where its end is named."""
+PER_PREFILL = {
+    "": 150,
+    "penalties": 165,
+    "after a retraction": 180,
+    "spread": 2400,
+    "scope": 1200,
+    "floc": 1200,
+}
+"""Of two prompts, one with a video, on a target of four layers; more where its end is named.
+
+`spread` and `cover` make as many small launches as their definitions allow sweeps and steps.
+"""
 
 
 @pytest.fixture(scope="module")

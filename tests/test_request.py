@@ -102,9 +102,9 @@ def test_only_scored_policies_read_scores_and_only_spaced_ones_need_a_grid() -> 
     options = {policy: RequestOptions(0.5, policy, 0.2) for policy in POLICIES}
     scored = {policy for policy, option in options.items() if option.chosen.needs_scores}
     gridded = {policy for policy, option in options.items() if option.chosen.needs_grid}
-    attention = {"attention-spread", "attention-change-spread", "scope"}
+    attention = {"attention-spread", "attention-change-spread", "scope", "specvlm-spread"}
     assert scored == {"specvlm", "specvlm-grid", "attention"} | attention
-    change = {"attention-spread", "attention-change-spread", "scope", "floc", "change", "evs"}
+    change = attention | {"floc", "change", "evs"}
     assert gridded == {"specvlm-grid", "uniform-grid", "frames"} | change
 
 
@@ -278,3 +278,16 @@ def test_a_request_is_read_from_what_sglangs_processor_left_on_it(together: bool
     assert prompt.video_lengths == (8, 6)
     assert prompt.video_grids == ((2, 2, 2), (1, 2, 3))
     assert (prompt.query_start, prompt.query_stop) == (21, 24)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "known"),
+    [([0.5], 0.5), (torch.tensor([0.5]), 0.5), (None, None), ([0.5, 1.0], None), ([], None)],
+)
+def test_the_times_of_a_videos_frames_are_known_where_its_processor_says_them(
+    seconds: Any, known: float | None
+) -> None:
+    req = with_video(2, 11)
+    if seconds is not None:
+        req.multimodal_inputs.mm_items[0].second_per_grid_ts = seconds
+    assert layout_of(req, 3, Qwen25VL(spatial_merge=2)).seconds_per_frame == (known,)

@@ -21,30 +21,34 @@ def compose(scorer: Scorer, selector: Selector, name: str | None = None) -> Poli
     """Return the policy ``scorer/selector``, perhaps under a name of its own.
 
     It returns the kept tokens, ascending; which of them were kept for their worth, bool
-    ``[budget]``; and whether the worth was no use (all 0, negative or not finite), so that evenly
-    spaced tokens are kept, a bool scalar.
+    ``[budget]``; and, where that is not known from the attention already, whether the worth was no
+    use (all 0, negative or not finite), so that evenly spaced tokens are kept: a bool scalar.
     """
 
-    def choose(inputs: Inputs, budget: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def choose(inputs: Inputs, budget: int) -> Kept:
         worth = scorer.score(inputs)
         if scorer.checks:
             _check_worth(scorer, worth, inputs)
-        worth, usable = usable_scores(worth)
+        useless = None
+        if worth is not inputs.scores:
+            worth, usable = usable_scores(worth)
+            useless = ~usable
         kept = _selected(selector, worth, inputs, budget)
         if isinstance(kept, torch.Tensor):
             kept = kept, torch.ones(budget, dtype=torch.bool, device=inputs.device)
         indices, ranked = kept[0], kept[1]
         if selector.name not in _SPACES_ITSELF:
-            indices = torch.where(usable, indices, evenly(inputs.n, budget, inputs.device))
+            has_mass = (worth > 0).any()
+            if "scores" in selector.needs and worth is not inputs.scores:
+                has_mass = has_mass & (inputs.scores > 0).any()
+            indices = torch.where(has_mass, indices, evenly(inputs.n, budget, inputs.device))
+            ranked = ranked & has_mass
         if scorer.name == "equal":
             ranked = torch.zeros_like(ranked)
-        return indices, ranked & usable, ~usable
+        return (indices, ranked) if useless is None else (indices, ranked, useless)
 
-    return Policy(
-        name or f"{scorer.name}/{selector.name}",
-        choose,
-        scorer.needs | selector.needs,
-    )
+    needs = scorer.needs | selector.needs
+    return Policy(name or f"{scorer.name}/{selector.name}", choose, needs)
 
 
 def _selected(selector: Selector, worth: torch.Tensor, inputs: Inputs, budget: int) -> Kept:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -118,34 +119,37 @@ def _select(given: Inputs, policy: Policy, budget: int) -> Selection:
     inputs, sound, finite = _asked(given, policy)
     if policy.checks and budget == n:
         indices = torch.arange(n, device=device)
-        stage_one, useless = torch.full_like(indices, policy.needs_scores).bool(), ~sound
-    else:
-        kept = policy.choose(inputs, budget)
-        if policy.checks:
-            kept = checked_kept(f"policy {policy.name!r}", kept, n, budget)
-            kept = kept[0], kept[1] & policy.needs_scores
-        if isinstance(kept, torch.Tensor):
-            kept = kept, torch.zeros(kept.shape, dtype=torch.bool, device=device)
-        indices, stage_one = kept[0], kept[1]
-        useless = kept[2] if len(kept) > 2 else ~sound
-    if "features" in policy.needs:
+        return Selection(indices, sound.expand(n) & policy.needs_scores, ~sound)
+    kept = policy.choose(inputs, budget)
+    if policy.checks:
+        indices, named = checked_kept(f"policy {policy.name!r}", kept, n, budget)
+        kept = indices, named & sound & policy.needs_scores
+    if isinstance(kept, torch.Tensor):
+        kept = kept, torch.zeros(kept.shape, dtype=torch.bool, device=device)
+    indices, stage_one = kept[0], kept[1]
+    if finite is not None:
         indices = torch.where(finite, indices, evenly(n, budget, device))
-    return Selection(indices, stage_one & sound, useless | ~sound)
+        stage_one = stage_one & finite
+    return Selection(indices, stage_one, ~sound if len(kept) == 2 else kept[2] | ~sound)
 
 
-def _asked(given: Inputs, policy: Policy) -> tuple[Inputs, torch.Tensor, torch.Tensor]:
-    """What the policy asked for; whether all of it, and its features, are of use (bool scalars)."""
+def _asked(given: Inputs, policy: Policy) -> tuple[Inputs, torch.Tensor, torch.Tensor | None]:
+    """What the policy asked for, and whether all of it is of use (a bool scalar).
+
+    The last is whether its features are, None for a policy without.
+    """
     missing = [need for need in sorted(policy.needs) if getattr(given, need) is None]
     if missing:
         what = "(frames, rows, columns)" if missing[0] == "grid" else "a tensor"
         raise ValueError(f"{missing[0]}=None must be {what} for policy {policy.name!r}")
-    sound = finite = torch.ones((), dtype=torch.bool, device=given.device)
+    of_use: list[torch.Tensor] = []
+    finite = None
     asked: dict[str, torch.Tensor | None] = {}
     for need in ("scores", "layer_scores", "last_row_scores"):
         value = getattr(given, need)
         if need in policy.needs:
             asked[need], usable = usable_scores(value)
-            sound = sound & usable
+            of_use.append(usable)
         else:
             asked[need] = torch.zeros_like(value) if need == "scores" else None
     if "features" in policy.needs:
@@ -155,7 +159,7 @@ def _asked(given: Inputs, policy: Policy) -> tuple[Inputs, torch.Tensor, torch.T
             raise ValueError(f"features of shape {list(vectors.shape)} must be [{given.n}, d]")
         finite = torch.isfinite(vectors).all()
         asked["features"] = torch.where(finite, vectors, torch.zeros_like(vectors))
-        sound = sound & finite
+        of_use.append(finite)
     else:
         asked["features"] = None
     inputs = replace(
@@ -164,7 +168,9 @@ def _asked(given: Inputs, policy: Policy) -> tuple[Inputs, torch.Tensor, torch.T
         grid=given.grid if "grid" in policy.needs else None,
         frame_seconds=given.frame_seconds if "frame_seconds" in policy.needs else None,
     )
-    return inputs, sound, finite
+    if not of_use:
+        return inputs, torch.ones((), dtype=torch.bool, device=given.device), finite
+    return inputs, reduce(torch.logical_and, of_use), finite
 
 
 def select_in_layout(

@@ -42,6 +42,15 @@ def spread(worth: torch.Tensor, inputs: Inputs, budget: int) -> torch.Tensor:
     return spread_tokens(worth, budget, inputs.grid)
 
 
+@selector("top-p-spread", needs={"scores", "grid"})
+def top_p_spread(worth: torch.Tensor, inputs: Inputs, budget: int) -> InStages:
+    """Top-P retention of the attention in at most half the budget, then spread by worth."""
+    assert inputs.grid is not None
+    stage_one = retain_top_p(inputs.scores, inputs.top_p / 2, max(1, budget // 2))
+    indices = spread_tokens(worth, budget, inputs.grid, stage_one)
+    return indices, stage_one[indices]
+
+
 @selector("cover", needs={"grid", "features"})
 def cover(worth: torch.Tensor, inputs: Inputs, budget: int) -> torch.Tensor:
     """Those that make every token resemble a kept one, each gain times its worth (SCOPE)."""

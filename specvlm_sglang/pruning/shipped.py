@@ -25,6 +25,7 @@ PAIRS = {
     "floc": "equal/cover",
     "change": "change/two-stage",
     "evs": "evs/top-k",
+    "specvlm-spread": "attention-change/top-p-spread",
 }
 """Names of their own for some of the pairs."""
 ORDER = (
@@ -45,6 +46,7 @@ ORDER = (
     "floc",
     "change",
     "evs",
+    "specvlm-spread",
 )
 """In which they are shown."""
 

@@ -12,8 +12,12 @@ LAYERS = 4
 SWEEPS = 12
 
 
-def spread(worth: torch.Tensor, budget: int, grid: Grid) -> torch.Tensor:
+def spread(
+    worth: torch.Tensor, budget: int, grid: Grid, taken: torch.Tensor | None = None
+) -> torch.Tensor:
     """Keep ``budget`` tokens, int64 ascending, layer by layer of local maxima; no host sync.
+
+    Those of the mask ``taken``, bool ``[N]``, are kept before all others and are in no layer.
 
     As many sweeps as the definition allows are always made: whether a token is still open is known
     on the device alone.
@@ -22,6 +26,8 @@ def spread(worth: torch.Tensor, budget: int, grid: Grid) -> torch.Tensor:
     ranked = torch.argsort(worth, descending=True, stable=True)
     rank = torch.empty_like(ranked).scatter(0, ranked, torch.arange(n, device=device)).view(grid)
     layer = torch.full_like(rank, LAYERS)
+    if taken is not None:
+        layer = layer.masked_fill(taken.view(grid), -1)
     closed = torch.full_like(rank, n)
     for number in range(LAYERS):
         is_open = layer == LAYERS

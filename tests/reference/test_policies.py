@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import cover, features, spread
-from reference.policies import SCORERS, SELECTORS
+from reference.policies import SCORERS, SELECTORS, Question
 from reference.selection import (
     COMPARED,
     POLICIES,
+    retain_top_p,
     select_in_stages,
     select_per_video,
     select_video_tokens,
@@ -48,6 +49,7 @@ def keep(scores, retention, policy, grid, vectors):
         ("floc", "equal/cover"),
         ("change", "change/two-stage"),
         ("evs", "evs/top-k"),
+        ("specvlm-spread", "attention-change/top-p-spread"),
     ],
 )
 def test_a_name_is_short_for_a_pair(name, pair):
@@ -131,6 +133,33 @@ def test_what_a_layer_leaves_open_goes_to_the_next_and_the_rest_follows_by_rank(
 
 
 @steady
+@given(case=scored_grids(), retention=retentions, top_p=shares)
+def test_top_p_comes_first_and_what_is_spread_leaves_it_out(case, retention, top_p):
+    scores, grid = case
+    vectors = features_of(scores.size)
+    asked = scores, retention, top_p, "attention-change/top-p-spread", grid, 0, vectors
+    budget = video_token_budget(scores.size, retention)
+    found = select_in_stages(*asked)
+    if not scores.any():
+        assert found.fallbacks == 1
+        return
+    expected = retain_top_p(scores, top_p / 2, max(1, budget // 2))
+    assert_same(found.stage_one, expected)
+    # Walking down the ranks of the others, as if those taken were not there.
+    worth = SCORERS["attention-change"].score(
+        Question(scores, budget, top_p, grid, 0, vectors, scores)
+    )
+    places = np.stack(np.unravel_index(np.arange(scores.size), grid), axis=1)
+    left = [t for t in np.argsort(-worth, kind="stable") if t not in set(expected)]
+    layer = []
+    for token in left:
+        if all(np.abs(places[other] - places[token]).max() > 1 for other in layer):
+            layer.append(token)
+    first = layer[: min(spread.SWEEPS, budget - expected.size)]
+    assert set(first) <= set(found.stage_two)
+
+
+@steady
 @given(case=scored_grids(), retention=retentions, seed=st.integers(0, 5))
 def test_covering_is_the_greedy_choice_worked_out_plainly(case, retention, seed):
     scores, grid = case
@@ -211,7 +240,7 @@ def test_a_still_video_ranks_by_attention_alone_and_has_no_change():
     scores = np.random.default_rng(2).random(60)
     still = np.tile(features_of(15), (4, 1))
     for selector in SELECTORS:
-        if selector == "cover":
+        if selector in ("cover", "top-p-spread"):
             continue
         with_change = keep(scores, 0.2, f"attention-change/{selector}", (4, 3, 5), still)
         # The root keeps the order, and two-stage reads the masses, not only the order.

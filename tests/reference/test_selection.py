@@ -171,7 +171,7 @@ def test_policies_without_scores_ignore_them(case, retention, seed):
     scores, grid = case
     other = np.random.default_rng(seed).permutation(scores)
     options = {"grid": grid, "seed": seed, "features": features_of(scores.size)}
-    for policy in set(POLICIES) - {*SCORED, "attention-change-spread", "scope"}:
+    for policy in set(POLICIES) - {*SCORED, "attention-change-spread", "scope", "specvlm-spread"}:
         assert_same(
             select_video_tokens(other, retention, policy=policy, **options),
             select_video_tokens(scores, retention, policy=policy, **options),

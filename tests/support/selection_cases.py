@@ -14,7 +14,7 @@ steady = settings(deadline=None)
 
 SCORED = ("specvlm", "specvlm-grid", "attention", "attention-spread")
 """Policies that read the target's attention and nothing else of a video's content."""
-FEATURED = ("attention-change-spread", "scope", "floc", "change", "evs")
+FEATURED = ("attention-change-spread", "scope", "floc", "change", "evs", "specvlm-spread")
 """Policies that read the draft's features."""
 NESTED = ("attention", "random", "window-front", "window-back", "none")
 
