@@ -1,44 +1,19 @@
-"""Which video tokens the draft model reads (SpecVLM, arXiv 2508.16201, section 3).
+"""Which video tokens the draft model reads: arguments, budgets, one video or several.
 
-Stage I keeps the highest-scored tokens that together hold ``top_p`` of the video's attention mass.
-Stage II fills the rest of the budget with evenly spaced tokens out of those that remain.
-
-Everything after the scores is defined to the last index, so that another implementation can be
-compared with this one index by index:
-
-* Scores are float32. They are ranked in descending order, ties by lower index.
-* Mass is summed over the ranked scores from left to right in float64. Stage I keeps the smallest
-  ``k >= 0`` with ``prefix[k] >= top_p * prefix[N]``, where ``prefix[0] = 0`` and the product is
-  float64. Hence ``top_p = 0`` keeps nothing, and neither do scores that are all zero.
-* Spacing (:mod:`reference.spacing`) uses integers only.
-
-The policies, by name:
-
-================  ==============================================================================
-specvlm           Stage I, then Stage II over the remaining tokens in prompt order
-specvlm-grid      Stage I, then Stage II spaced over frames and over each frame's area
-attention         the K highest scores
-uniform           Stage II alone, in prompt order
-uniform-grid      Stage II alone, over frames and over each frame's area
-random            the first K of a permutation drawn from ``seed``
-window-front      the first K tokens
-window-middle     K consecutive tokens from ``(N - K) // 2``
-window-back       the last K tokens
-frames            whole frames, evenly spaced; the last one that is kept is thinned to fit K
-none              all N tokens, whatever the retention
-================  ==============================================================================
-
-Policies that read scores fall back to Stage II alone when all scores are zero: ``specvlm`` and
-``attention`` to ``uniform``, ``specvlm-grid`` to ``uniform-grid``. The result says so.
+:mod:`reference.policies` defines to the last index what each policy keeps; ``specvlm`` is the
+paper's (SpecVLM, arXiv 2508.16201, section 3).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from reference import policies
+from reference.cover import shares
+from reference.features import checked_features
+from reference.policies import COMPARED, NONE, POLICIES, FloatArray, Question, Selection
 from reference.spacing import (
     Grid,
     IntArray,
@@ -49,6 +24,7 @@ from reference.spacing import (
 )
 
 __all__ = [
+    "COMPARED",
     "POLICIES",
     "Grid",
     "Selection",
@@ -60,37 +36,11 @@ __all__ = [
     "select_per_video",
     "select_video_tokens",
     "video_token_budget",
+    "video_token_budgets",
 ]
 
-FloatArray = npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """The kept video tokens of one request, and why each was kept.
-
-    Attributes
-    ----------
-    stage_one : int64 array, shape [k1]
-        Tokens kept for their score, ascending.
-    stage_two : int64 array, shape [k2]
-        Tokens kept whatever their score, ascending; disjoint from ``stage_one``.
-    fallbacks : int
-        Videos whose scores were all zero although the policy reads them: 0 or 1 from
-        :func:`select_in_stages`, up to the number of videos from :func:`select_per_video`.
-    """
-
-    stage_one: IntArray
-    stage_two: IntArray
-    fallbacks: int = 0
-
-    @property
-    def indices(self) -> IntArray:
-        """All kept tokens, ascending, int64 [k1 + k2]."""
-        return np.sort(np.concatenate([self.stage_one, self.stage_two]))
-
-
-def video_token_budget(n: int, retention: float) -> int:
+def video_token_budget(n: int, retention: float, at_most: int | None = None) -> int:
     """Number of video tokens to keep out of ``n``: ``floor(n * retention + 1e-6)``, at least 1.
 
     Parameters
@@ -99,6 +49,8 @@ def video_token_budget(n: int, retention: float) -> int:
         Number of video tokens, at least 0. Without any the budget is 0.
     retention : float
         Share of the tokens to KEEP, in (0, 1].
+    at_most : int, optional
+        Never more than so many, at least 1.
 
     Raises
     ------
@@ -109,8 +61,26 @@ def video_token_budget(n: int, retention: float) -> int:
         raise ValueError(f"n must be at least 0, got {n}")
     if not 0 < retention <= 1:
         raise ValueError(f"retention must lie in (0, 1], got {retention}")
+    if at_most is not None and at_most < 1:
+        raise ValueError(f"at_most must be at least 1, got {at_most}")
     # Without the small addend 1000 * (1 - 0.9) would keep 99 tokens, not 100.
-    return min(n, max(1, int(n * retention + 1e-6)))
+    budget = min(n, max(1, int(n * retention + 1e-6)))
+    return budget if at_most is None else min(budget, at_most)
+
+
+def video_token_budgets(
+    lengths: Sequence[int], retention: float, at_most: int | None = None
+) -> list[int]:
+    """Budget of each of several videos; a limit for all is shared in proportion to their budgets.
+
+    Largest remainders first, ties to the earlier video (:func:`reference.cover.shares`). A limit
+    below the number of videos leaves some without a token.
+
+    Parameters and errors are those of :func:`video_token_budget`.
+    """
+    budgets = [video_token_budget(length, retention) for length in lengths]
+    limit = video_token_budget(sum(budgets), 1.0, at_most)
+    return shares(limit, budgets)
 
 
 def retain_top_p(scores: npt.ArrayLike, top_p: float, budget: int) -> IntArray:
@@ -138,17 +108,14 @@ def retain_top_p(scores: npt.ArrayLike, top_p: float, budget: int) -> IntArray:
 
     Notes
     -----
-    See the module's docstring for the exact arithmetic. A parallel scan adds in another order; its
-    ``k1`` can differ from this one only where a prefix lies within rounding of the threshold.
+    See :mod:`reference.policies` for the exact arithmetic. A parallel scan adds in another order;
+    its ``k1`` can differ from this one only where a prefix lies within rounding of the threshold.
     """
     checked = _checked_scores(scores)
     _check_top_p(top_p)
     if budget < 0:
         raise ValueError(f"budget must be at least 0, got {budget}")
-    ranked = _rank(checked)
-    prefix = np.concatenate([[0.0], np.cumsum(checked[ranked], dtype=np.float64)])
-    k1 = int(np.searchsorted(prefix, top_p * prefix[-1], side="left"))
-    return np.sort(ranked[: min(k1, budget)])
+    return policies.retain_top_p(checked, top_p, budget)
 
 
 def select_video_tokens(
@@ -158,9 +125,10 @@ def select_video_tokens(
     policy: str = "specvlm",
     grid: Grid | None = None,
     seed: int = 0,
+    features: npt.ArrayLike | None = None,
 ) -> IntArray:
     """Indices of the kept video tokens, ascending, int64 [K]: see :func:`select_in_stages`."""
-    return select_in_stages(scores, retention, top_p, policy, grid, seed).indices
+    return select_in_stages(scores, retention, top_p, policy, grid, seed, features).indices
 
 
 def select_in_stages(
@@ -170,8 +138,10 @@ def select_in_stages(
     policy: str = "specvlm",
     grid: Grid | None = None,
     seed: int = 0,
+    features: npt.ArrayLike | None = None,
+    at_most: int | None = None,
 ) -> Selection:
-    """Keep exactly ``K = video_token_budget(N, retention)`` video tokens by a named policy.
+    """Keep exactly ``K = video_token_budget(N, retention, at_most)`` video tokens.
 
     Several videos count as one here, their tokens in prompt order.
 
@@ -183,14 +153,18 @@ def select_in_stages(
     retention : float
         Share of the tokens to KEEP, in (0, 1].
     top_p : float
-        Share of the mass that Stage I of ``specvlm`` and ``specvlm-grid`` retains, in [0, 1].
+        Share of the mass that Stage I of ``two-stage`` retains, in [0, 1].
     policy : str
-        One of :data:`POLICIES`; the module's docstring describes them.
+        One of :data:`POLICIES` or :data:`COMPARED`, or ``scorer/selector``
+        (:mod:`reference.policies`).
     grid : (frames, rows, columns), optional
-        Token grid of the video, with product N. Needed by ``specvlm-grid``, ``uniform-grid`` and
-        ``frames`` unless N is 0.
+        Token grid of the video, with product N. Policies that need one say so, unless N is 0.
     seed : int
         Seeds ``random``, at least 0. For one seed a lower retention keeps a subset.
+    features : float array, shape [N, d], optional
+        The draft's vision features, finite. Policies that need them say so, unless N is 0.
+    at_most : int, optional
+        Never more tokens than this, at least 1.
 
     Returns
     -------
@@ -200,27 +174,40 @@ def select_in_stages(
     Raises
     ------
     ValueError
-        For an argument out of range, an unknown policy, or a grid that is missing or does not
-        have N tokens.
+        For an argument out of range, an unknown policy, or a grid or features that are missing or
+        do not have N tokens.
     """
     checked = _checked_scores(scores)
+    budget = video_token_budget(checked.size, retention, at_most)
+    return _select(checked, budget, top_p, policy, grid, seed, features)
+
+
+def _select(
+    checked: FloatArray,
+    budget: int,
+    top_p: float,
+    policy: str,
+    grid: Grid | None,
+    seed: int,
+    features: npt.ArrayLike | None,
+) -> Selection:
     n = checked.size
-    budget = video_token_budget(n, retention)
     _check_top_p(top_p)
-    if policy not in _POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    chosen = policies.find_policy(policy)
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
     if grid is not None and math.prod(checked_grid(grid)) != n:
         raise ValueError(f"grid must have as many tokens as scores, {n}, got {grid}")
     if n == 0:
-        return Selection(_NONE, _NONE)
-    chosen = _POLICIES[policy]
-    if chosen.needs_grid and grid is None:
+        return Selection(NONE, NONE)
+    if "grid" in chosen.needs and grid is None:
         raise ValueError(f"grid must be (frames, rows, columns) for policy {policy!r}, got None")
-    kept = chosen.select(_Question(checked, budget, top_p, grid, seed))
-    no_mass = chosen.needs_scores and not checked.any()
-    return Selection(kept.stage_one, kept.stage_two, int(no_mass))
+    vectors = None
+    if "features" in chosen.needs:
+        if features is None:
+            raise ValueError(f"features must be an array for policy {policy!r}, got None")
+        vectors = checked_features(features, n)
+    return chosen.select(Question(checked, budget, top_p, grid, seed, vectors, checked))
 
 
 def select_per_video(
@@ -231,6 +218,8 @@ def select_per_video(
     policy: str = "specvlm",
     grids: Sequence[Grid] | None = None,
     seed: int = 0,
+    features: npt.ArrayLike | None = None,
+    at_most: int | None = None,
 ) -> Selection:
     """Give each video of a prompt a budget of its own, so that none is lost beside a louder one.
 
@@ -244,6 +233,10 @@ def select_per_video(
         One for each video.
     seed : int
         Seeds ``random``: video ``i`` draws from ``seed + i``.
+    features : float array, shape [N, d], optional
+        In the order of the scores.
+    at_most : int, optional
+        Of all videos together (:func:`video_token_budgets`).
 
     Other parameters and errors are those of :func:`select_in_stages`, which is applied to each
     video alone.
@@ -264,151 +257,27 @@ def select_per_video(
             f"grids must have one entry for each of the {len(video_lengths)} videos, "
             f"got {len(grids)}"
         )
-    stage_one, stage_two, fallbacks, start = [_NONE], [_NONE], 0, 0
-    for video, length in enumerate(video_lengths):
-        grid = None if grids is None else grids[video]
-        part = select_in_stages(
-            checked[start : start + length], retention, top_p, policy, grid, seed + video
-        )
-        stage_one.append(part.stage_one + start)
-        stage_two.append(part.stage_two + start)
-        fallbacks += part.fallbacks
+    vectors = None if features is None else checked_features(features, checked.size)
+    budgets = video_token_budgets(video_lengths, retention, at_most)
+    stage_one, stage_two, fallbacks, start = [NONE], [NONE], 0, 0
+    for video, (length, budget) in enumerate(zip(video_lengths, budgets, strict=True)):
+        inside = slice(start, start + length)
         start += length
+        if budget == 0 and policy != "none":
+            continue
+        part = _select(
+            checked[inside],
+            budget,
+            top_p,
+            policy,
+            None if grids is None else grids[video],
+            seed + video,
+            None if vectors is None else vectors[inside],
+        )
+        stage_one.append(part.stage_one + inside.start)
+        stage_two.append(part.stage_two + inside.start)
+        fallbacks += part.fallbacks
     return Selection(np.concatenate(stage_one), np.concatenate(stage_two), fallbacks)
-
-
-_NONE: IntArray = np.empty(0, dtype=np.int64)
-_NONE.setflags(write=False)
-
-
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """What a policy is asked: checked arguments of :func:`select_in_stages`, N at least 1."""
-
-    scores: FloatArray
-    budget: int
-    top_p: float
-    grid: Grid | None
-    seed: int
-
-    @property
-    def tokens(self) -> IntArray:
-        return np.arange(self.scores.size, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class _Policy:
-    select: Callable[[_Question], Selection]
-    needs_scores: bool
-    needs_grid: bool
-
-
-_POLICIES: dict[str, _Policy] = {}
-
-
-def _policy(
-    name: str, *, needs_scores: bool = False, needs_grid: bool = False
-) -> Callable[[Callable[[_Question], Selection]], Callable[[_Question], Selection]]:
-    """Register a policy under its name."""
-
-    def register(select: Callable[[_Question], Selection]) -> Callable[[_Question], Selection]:
-        _POLICIES[name] = _Policy(select, needs_scores, needs_grid)
-        return select
-
-    return register
-
-
-def _fill_up(asked: _Question, stage_one: IntArray, grid: Grid | None) -> Selection:
-    """Stage II: what is left of the budget, evenly spaced over the tokens that remain."""
-    remains = np.ones(asked.scores.size, dtype=np.bool_)
-    remains[stage_one] = False
-    candidates = np.flatnonzero(remains)
-    count = asked.budget - stage_one.size
-    if grid is None:
-        return Selection(stage_one, prune_spatially_uniform(candidates, count))
-    return Selection(stage_one, prune_grid_uniform(candidates, count, grid))
-
-
-def _window(asked: _Question, start: int) -> Selection:
-    return Selection(_NONE, asked.tokens[start : start + asked.budget])
-
-
-@_policy("specvlm", needs_scores=True)
-def _specvlm(asked: _Question) -> Selection:
-    # Without mass Stage I keeps nothing by its own definition.
-    return _fill_up(asked, retain_top_p(asked.scores, asked.top_p, asked.budget), None)
-
-
-@_policy("specvlm-grid", needs_scores=True, needs_grid=True)
-def _specvlm_grid(asked: _Question) -> Selection:
-    return _fill_up(asked, retain_top_p(asked.scores, asked.top_p, asked.budget), asked.grid)
-
-
-@_policy("attention", needs_scores=True)
-def _attention(asked: _Question) -> Selection:
-    if not asked.scores.any():
-        return _uniform(asked)
-    return Selection(np.sort(_rank(asked.scores)[: asked.budget]), _NONE)
-
-
-@_policy("uniform")
-def _uniform(asked: _Question) -> Selection:
-    return _fill_up(asked, _NONE, None)
-
-
-@_policy("uniform-grid", needs_grid=True)
-def _uniform_grid(asked: _Question) -> Selection:
-    return _fill_up(asked, _NONE, asked.grid)
-
-
-@_policy("random")
-def _random(asked: _Question) -> Selection:
-    # A prefix of one permutation, so that lower retentions nest.
-    drawn = np.random.default_rng(asked.seed).permutation(asked.tokens)
-    return Selection(_NONE, np.sort(drawn[: asked.budget]))
-
-
-@_policy("window-front")
-def _window_front(asked: _Question) -> Selection:
-    return _window(asked, 0)
-
-
-@_policy("window-middle")
-def _window_middle(asked: _Question) -> Selection:
-    return _window(asked, (asked.scores.size - asked.budget) // 2)
-
-
-@_policy("window-back")
-def _window_back(asked: _Question) -> Selection:
-    return _window(asked, asked.scores.size - asked.budget)
-
-
-@_policy("frames", needs_grid=True)
-def _frames(asked: _Question) -> Selection:
-    assert asked.grid is not None
-    return Selection(_NONE, _whole_frames(asked.tokens.reshape(asked.grid[0], -1), asked.budget))
-
-
-@_policy("none")
-def _everything(asked: _Question) -> Selection:
-    return Selection(_NONE, asked.tokens)
-
-
-POLICIES: tuple[str, ...] = tuple(_POLICIES)
-"""Every policy; the module's docstring says what they do."""
-
-
-def _whole_frames(tokens: IntArray, budget: int) -> IntArray:
-    """Evenly spaced rows of ``tokens`` [frames, area], the last of them thinned to the budget."""
-    frames, area = tokens.shape
-    kept = prune_spatially_uniform(np.arange(frames), -(-budget // area))
-    whole = tokens[kept[:-1]].reshape(-1)
-    return np.concatenate([whole, prune_spatially_uniform(tokens[kept[-1]], budget - whole.size)])
-
-
-def _rank(scores: FloatArray) -> IntArray:
-    """Indices by descending score, ties by lower index."""
-    return np.argsort(-scores, kind="stable")
 
 
 def _checked_scores(scores: npt.ArrayLike) -> FloatArray:

@@ -39,6 +39,9 @@ class SpecVLMConfig:
         Python file with policies of the user's own.
     max_query_rows
         At most this many tokens after the last video token score the video, the newest ones.
+    draft_video_tokens
+        The draft reads at most so many video tokens of a prompt, whatever its length and
+        ``retention``; None: no limit.
     draft_kv_tokens
         Slots of the draft's private KV cache; None sizes it from ``retention``.
     exact_vision
@@ -60,13 +63,14 @@ class SpecVLMConfig:
     policy: str = "specvlm"
     policy_file: str | None = None
     max_query_rows: int = 256
+    draft_video_tokens: int | None = None
     draft_kv_tokens: int | None = None
     exact_vision: bool = False
     positions: str | None = None
     audit: float = 0.0
 
     def __post_init__(self) -> None:
-        from specvlm_sglang.policies import check_retention
+        from specvlm_sglang.policies import check_retention, check_tokens
         from specvlm_sglang.pruning.registry import check_policy, own_policies
 
         if self.policy_file is not None:
@@ -77,6 +81,7 @@ class SpecVLMConfig:
             raise ValueError(f"{_flag('top_p')}={self.top_p} must lie in [0, 1]")
         if self.max_query_rows < 1:
             raise ValueError(f"{_flag('max_query_rows')}={self.max_query_rows} must be at least 1")
+        check_tokens(self.draft_video_tokens, _flag("draft_video_tokens"))
         if self.draft_kv_tokens is not None and self.draft_kv_tokens < 2:
             raise ValueError(
                 f"{_flag('draft_kv_tokens')}={self.draft_kv_tokens} must be at least 2"
@@ -178,6 +183,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "policy": str,
     "policy_file": str,
     "max_query_rows": _integer,
+    "draft_video_tokens": _integer,
     "draft_kv_tokens": _integer,
     "exact_vision": _switch,
     "positions": str,
@@ -209,8 +215,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--specvlm-policy",
-        help=f"Pruning policy: {', '.join(shipped_policies())}, or one of your file. "
-        "Default: specvlm.",
+        help=f"Pruning policy: {', '.join(shipped_policies())}, SCORER/SELECTOR, or one of your "
+        "file; with +merge at the end dropped tokens are mixed into kept ones. Default: specvlm.",
     )
     group.add_argument(
         "--specvlm-policy-file",
@@ -220,6 +226,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--specvlm-max-query-rows",
         type=int,
         help="At most this many tokens after the video score it. Default: 256.",
+    )
+    group.add_argument(
+        "--specvlm-draft-video-tokens",
+        type=int,
+        help="The draft reads at most so many video tokens, whatever the video's length and the "
+        "retention. Default: no limit.",
     )
     group.add_argument(
         "--specvlm-draft-kv-tokens",

@@ -14,10 +14,10 @@ import torch
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.models import ModelFamily
-from specvlm_sglang.policies import Policy, check_retention, check_share
+from specvlm_sglang.policies import ATTENTION, Policy, check_retention, check_share, check_tokens
+from specvlm_sglang.pruning.budgets import kept_tokens
 from specvlm_sglang.pruning.layout import VideoLayout, find_video, unpruned
 from specvlm_sglang.pruning.registry import check_policy, find_policy
-from specvlm_sglang.pruning.selection import kept_tokens
 from specvlm_sglang.report.detail import start_detail
 from specvlm_sglang.report.entries import RoundEntries
 from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER, RequestReport
@@ -25,7 +25,7 @@ from specvlm_sglang.scoring.running import RunningScores
 
 logger = logging.getLogger(__name__)
 
-_FIELDS = ("retention", "policy", "top_p")
+_FIELDS = ("retention", "policy", "top_p", "draft_video_tokens")
 """Those with a default among the server's settings."""
 
 
@@ -44,17 +44,21 @@ class RequestOptions:
     detail
         Whether the response has scores, kept tokens and verify rounds
         (`specvlm_sglang.report.detail`).
+    draft_video_tokens
+        The draft reads at most so many video tokens, whatever ``retention`` says; None: no limit.
     """
 
     retention: float
     policy: str
     top_p: float
     detail: bool = False
+    draft_video_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_retention(self.retention, "retention")
         check_policy(self.policy, "policy")
         check_share(self.top_p, "top_p")
+        check_tokens(self.draft_video_tokens, "draft_video_tokens")
         if not isinstance(self.detail, bool):
             raise ValueError(f"detail={self.detail!r} must be true or false")
 
@@ -70,15 +74,15 @@ def parse_options(custom_params: Any, config: SpecVLMConfig) -> RequestOptions:
     Raises
     ------
     ValueError
-        Something else than an object with ``retention``, ``policy``, ``top_p`` and ``detail``, or
-        a value out of range.
+        Something else than an object with ``retention``, ``policy``, ``top_p``, ``detail`` and
+        ``draft_video_tokens``, or a value out of range.
     """
     given = (custom_params or {}).get("specvlm") if isinstance(custom_params, dict) else None
     if given is None:
-        return RequestOptions(config.retention, config.policy, config.top_p)
+        return RequestOptions(**{name: getattr(config, name) for name in _FIELDS})
     if not isinstance(given, dict):
         raise ValueError(f"custom_params.specvlm={given!r} must be an object")
-    known = (*_FIELDS, "detail")
+    known = ("retention", "policy", "top_p", "detail", "draft_video_tokens")
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(
@@ -146,7 +150,7 @@ class RequestState:
         if not wanted or not self.needs_scores:
             return range(0)
         if wanted.start == self.layout.query_start:
-            self.scores = RunningScores()
+            self.scores = RunningScores(kinds=self.options.chosen.needs & ATTENTION)
         return wanted
 
     def begin_rows_at(self, start: int) -> None:
@@ -304,7 +308,9 @@ class Requests:
             # A processor's mistake must not stop the scheduler; the target answers as always.
             logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
             layout, refusal = unpruned(len(req.origin_input_ids)), str(error)
-        kept = kept_tokens(layout.video_lengths, options.chosen, options.retention)
+        kept = kept_tokens(
+            layout.video_lengths, options.chosen, options.retention, options.draft_video_tokens
+        )
         return RequestState(options, layout, kept, refusal)
 
     def _options(self, req: Any) -> RequestOptions:
@@ -332,4 +338,5 @@ def layout_of(req: Any, max_query_rows: int, family: ModelFamily) -> VideoLayout
         max_query_rows,
         [video.grid for video in videos],
         max(videos, key=lambda video: video.spans[-1]).trailing if videos else 0,
+        [video.seconds_per_frame for video in videos],
     )

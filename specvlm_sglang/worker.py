@@ -149,6 +149,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
         kv = self._draft_worker.kv
         return {
             **self.observer.totals.as_dict(),
+            "retention": self.config.retention,
+            "policy": self.config.policy,
+            "draft_video_tokens": self.config.draft_video_tokens,
             "draft_kv_tokens": kv.capacity,
             "draft_kv_tokens_in_use": kv.slots_in_use,
             "target_kv_tokens": kv.dense_capacity,

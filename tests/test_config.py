@@ -21,6 +21,7 @@ FIELDS = (
     "policy",
     "policy_file",
     "max_query_rows",
+    "draft_video_tokens",
     "draft_kv_tokens",
     "exact_vision",
     "positions",
@@ -66,6 +67,7 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         ("SPECVLM_TOP_P", "1", "top_p", 1.0),
         ("SPECVLM_MAX_QUERY_ROWS", "1", "max_query_rows", 1),
         ("SPECVLM_DRAFT_KV_TOKENS", "4096", "draft_kv_tokens", 4096),
+        ("SPECVLM_DRAFT_VIDEO_TOKENS", "2048", "draft_video_tokens", 2048),
         ("SPECVLM_EXACT_VISION", "1", "exact_vision", True),
         ("SPECVLM_EXACT_VISION", "Yes", "exact_vision", True),
         ("SPECVLM_EXACT_VISION", "off", "exact_vision", False),
@@ -98,6 +100,8 @@ def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: o
         ("SPECVLM_MAX_QUERY_ROWS", "0", ["--specvlm-max-query-rows=0", "at least 1"]),
         ("SPECVLM_MAX_QUERY_ROWS", "1.5", ["SPECVLM_MAX_QUERY_ROWS='1.5'", "not an integer"]),
         ("SPECVLM_DRAFT_KV_TOKENS", "1", ["--specvlm-draft-kv-tokens=1", "at least 2"]),
+        ("SPECVLM_DRAFT_VIDEO_TOKENS", "0", ["--specvlm-draft-video-tokens=0", "at least 1"]),
+        ("SPECVLM_DRAFT_VIDEO_TOKENS", "ten", ["SPECVLM_DRAFT_VIDEO_TOKENS='ten'", "integer"]),
         ("SPECVLM_EXACT_VISION", "maybe", ["SPECVLM_EXACT_VISION='maybe'", "true", "off"]),
         ("SPECVLM_AUDIT", "1.5", ["--specvlm-audit=1.5", "[0, 1]"]),
         ("SPECVLM_AUDIT", "-0.1", ["--specvlm-audit=-0.1", "[0, 1]"]),
@@ -127,6 +131,7 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "--specvlm-policy=uniform",
         f"--specvlm-policy-file={POLICY_FILE}",
         "--specvlm-max-query-rows=32",
+        "--specvlm-draft-video-tokens=300",
         "--specvlm-draft-kv-tokens=512",
         "--specvlm-exact-vision",
         "--specvlm-positions=original",
@@ -139,13 +144,14 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "uniform",
         POLICY_FILE,
         "32",
+        "300",
         "512",
         "1",
         "original",
         "0.25",
     ]
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 0.5, "uniform", POLICY_FILE, 32, 512, True, "original", 0.25
+        0.2, 0.5, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25
     )
 
 

@@ -43,6 +43,12 @@ BAD = [
     ({"detail": "yes"}, "detail='yes'"),
     ({"detail": None}, "detail=None"),
     ({"policy": "best"}, "policy='best' must be one of specvlm"),
+    ({"policy": "attention/best"}, "policy='attention/best'"),
+    ({"draft_video_tokens": 0}, "draft_video_tokens=0 must be an integer of at least 1"),
+    ({"draft_video_tokens": -1}, "draft_video_tokens=-1"),
+    ({"draft_video_tokens": 1.5}, r"draft_video_tokens=1\.5"),
+    ({"draft_video_tokens": True}, "draft_video_tokens=True"),
+    ({"draft_video_tokens": "10"}, "draft_video_tokens='10'"),
     ({"policy": None}, "policy=None"),
     ({"policy": ["specvlm"]}, r"policy=\['specvlm'\]"),
 ]
@@ -78,6 +84,15 @@ def test_what_a_request_gives_overrides_the_servers_settings(
     assert (options.retention, options.policy, options.top_p) == expected
 
 
+def test_a_limit_in_tokens_comes_from_the_server_or_from_the_request() -> None:
+    server = SpecVLMConfig(draft_video_tokens=100)
+    for given, limit in ((None, 100), ({}, 100), ({"draft_video_tokens": 7}, 7)):
+        assert parse_options({"specvlm": given}, server).draft_video_tokens == limit
+    lifted = parse_options({"specvlm": {"draft_video_tokens": None}}, server)
+    assert lifted.draft_video_tokens is None
+    assert parse_options(None, SERVER).draft_video_tokens is None
+
+
 @pytest.mark.parametrize(("given", "message"), BAD)
 def test_bad_options_are_refused_with_their_name_and_value(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -88,8 +103,10 @@ def test_only_scored_policies_read_scores_and_only_spaced_ones_need_a_grid() -> 
     options = {policy: RequestOptions(0.5, policy, 0.2) for policy in POLICIES}
     scored = {policy for policy, option in options.items() if option.chosen.needs_scores}
     gridded = {policy for policy, option in options.items() if option.chosen.needs_grid}
-    assert scored == {"specvlm", "specvlm-grid", "attention"}
-    assert gridded == {"specvlm-grid", "uniform-grid", "frames"}
+    attention = {"attention-spread", "attention-change-spread", "scope", "specvlm-spread"}
+    assert scored == {"specvlm", "specvlm-grid", "attention"} | attention
+    change = attention | {"floc", "change", "evs"}
+    assert gridded == {"specvlm-grid", "uniform-grid", "frames"} | change
 
 
 @pytest.mark.usefixtures("validation")
@@ -171,6 +188,9 @@ def test_k_and_whether_scores_are_read_follow_from_lengths_and_options(requests:
     assert not requests.of(request()).needs_scores
     whole = SamplingParams(custom_params={"specvlm": {"retention": 1.0}})
     assert not requests.of(with_video(2, 11, sampling_params=whole)).prunes
+    two = {"retention": 1.0, "draft_video_tokens": 2}
+    limited = SamplingParams(custom_params={"specvlm": two})
+    assert requests.of(with_video(2, 11, sampling_params=limited)).kept_video_tokens == 2
 
 
 @pytest.mark.parametrize(
@@ -314,3 +334,16 @@ def test_a_request_is_read_from_what_sglangs_processor_left_on_it(together: bool
     assert prompt.video_lengths == (8, 6)
     assert prompt.video_grids == ((2, 2, 2), (1, 2, 3))
     assert (prompt.query_start, prompt.query_stop) == (21, 24)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "known"),
+    [([0.5], 0.5), (torch.tensor([0.5]), 0.5), (None, None), ([0.5, 1.0], None), ([], None)],
+)
+def test_the_times_of_a_videos_frames_are_known_where_its_processor_says_them(
+    seconds: Any, known: float | None
+) -> None:
+    req = with_video(2, 11)
+    if seconds is not None:
+        req.multimodal_inputs.mm_items[0].second_per_grid_ts = seconds
+    assert layout_of(req, 3, Qwen25VL(spatial_merge=2)).seconds_per_frame == (known,)

@@ -24,17 +24,27 @@ def scores_of(n: int) -> np.ndarray:
     return (scores / scores.sum()).astype(np.float32)
 
 
+def features_of(n: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((n, 64), np.float32)
+
+
 def numpy_of(scores, policy, grid):
+    features = features_of(len(scores))
     return lambda: reference.selection.select_video_tokens(
-        scores, RETENTION, policy=policy, grid=grid
+        scores, RETENTION, policy=policy, grid=grid, features=features
     )
 
 
 def torch_of(scores, policy, grid):
-    on_device = torch.from_numpy(scores)
+    on_device, features = torch.from_numpy(scores), torch.from_numpy(features_of(len(scores)))
     return lambda: (
         select_video_tokens(
-            on_device, retention=RETENTION, top_p=0.4, policy=policy, grid=grid
+            on_device,
+            retention=RETENTION,
+            top_p=0.4,
+            policy=policy,
+            grid=grid,
+            features=features,
         ).indices
     )
 

@@ -15,10 +15,11 @@ import torch
 
 from benchmarks.tinyvid.clips import Prompt
 from benchmarks.tinyvid.reader import Reader
+from reference.policies import POLICIES as POLICY_NAMES
+from reference.policies import SCORERS, SELECTORS
 from reference.positions import kept_prompt_indices
 from reference.selection import select_video_tokens
 from specvlm_sglang.pruning import selection as torch_selection
-from specvlm_sglang.pruning.registry import own_policies
 
 CHAIN = 5
 """Drafted tokens per round."""
@@ -135,7 +136,8 @@ def measure(
         if setting.retention == 0:
             kept_tokens = kept_tokens[:0]
         elif setting.policy != "none":
-            kept_tokens = _select(setting, scores, question.token_grid, seed)
+            features = embeddings[torch.from_numpy(video)].numpy()
+            kept_tokens = _select(setting, scores, question.token_grid, seed, features)
         kept = kept_prompt_indices(length, [(video[0], video[-1] + 1)], kept_tokens)
         positions = question.positions[:, kept]
         first = length + question.delta
@@ -150,21 +152,31 @@ def measure(
 
 
 def _select(
-    setting: Setting, scores: npt.NDArray[np.float32], grid: tuple[int, int, int], seed: int
+    setting: Setting,
+    scores: npt.NDArray[np.float32],
+    grid: tuple[int, int, int],
+    seed: int,
+    features: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.int64]:
     """The kept tokens: by the reference, or by a user's policy, which exists in torch only."""
-    if setting.policy in own_policies():
+    if not _in_reference(setting.policy):
         kept = torch_selection.select_video_tokens(
             torch.from_numpy(scores.astype(np.float32)),
             retention=setting.retention,
             top_p=setting.top_p,
             policy=setting.policy,
             grid=grid,
+            features=torch.from_numpy(features),
         )
         return kept.indices.numpy()
     return select_video_tokens(
-        scores, setting.retention, setting.top_p, policy=setting.policy, grid=grid, seed=seed
+        scores, setting.retention, setting.top_p, setting.policy, grid, seed, features
     )
+
+
+def _in_reference(name: str) -> bool:
+    scorer, _, selector = name.partition("/")
+    return name in POLICY_NAMES or (scorer in SCORERS and selector in SELECTORS)
 
 
 def interval(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Prompt:
         "caption" or the kind of a `language.Question`.
     question, answer : str
         Texts.
+    look : str
+        What happens to the frames after they are read, one of `LOOKS`.
     """
 
     scene: Scene
@@ -42,6 +44,7 @@ class Prompt:
     kind: str
     question: str
     answer: str
+    look: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,14 @@ LENGTHS = {
 
 
 def held_out(
-    length: Length, count: int, folder: Path, *, first: int = HELD_OUT, ask: bool = False
+    length: Length,
+    count: int,
+    folder: Path,
+    *,
+    first: int = HELD_OUT,
+    ask: bool = False,
+    start: int = 0,
+    look: str = "plain",
 ) -> Iterator[Prompt]:
     """Write held-out clips and their prompts.
 
@@ -79,8 +89,12 @@ def held_out(
         Seed of the first scene.
     ask : bool
         One question of each kind that the clip allows, instead of the caption.
+    start : int
+        Leave out so many clips.
+    look : str
+        Of the prompts.
     """
-    for index in range(count):
+    for index in range(start, count):
         rng = np.random.default_rng([first, index])
         low, high = length.seconds
         scene = make_scene(first + index, int(rng.integers(low, high + 1)))
@@ -88,13 +102,36 @@ def held_out(
         fps = int(rng.choice(length.fps))
         if not ask:
             prompt = PROMPTS[index % len(PROMPTS)]
-            yield Prompt(scene, clip, fps, "caption", prompt, plain(caption(scene)))
+            yield Prompt(scene, clip, fps, "caption", prompt, plain(caption(scene)), look)
             continue
         found = questions(scene)
         for kind in dict.fromkeys(question.kind for question in found):
             same = [question for question in found if question.kind == kind]
             chosen = same[rng.integers(len(same))]
-            yield Prompt(scene, clip, fps, kind, chosen.text, plain(chosen.answer))
+            yield Prompt(scene, clip, fps, kind, chosen.text, plain(chosen.answer), look)
+
+
+def _noise(frames: Tensor) -> Tensor:
+    """A sensor's noise: 10 grey levels, another in every frame."""
+    drawn = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+    return (frames + 10 * drawn).round().clamp(0, 255).to(torch.uint8)
+
+
+def _pan(frames: Tensor) -> Tensor:
+    """A camera that sways sideways by a tenth of the width, once in 16 frames."""
+    reach = frames.shape[-1] // 10
+    turn = torch.arange(len(frames)) * (2 * torch.pi / 16)
+    columns = torch.arange(frames.shape[-1]) + (reach * turn.sin()).round().long()[:, None]
+    columns = columns.clamp(0, frames.shape[-1] - 1)
+    return frames.gather(-1, columns[:, None, None].expand(frames.shape))
+
+
+LOOKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "plain": lambda frames: frames,
+    "noise": _noise,
+    "pan": _pan,
+}
+"""What may happen to frames that were read; the models were trained on plain ones."""
 
 
 def read(clip: Path, fps: float) -> tuple[Tensor, float]:

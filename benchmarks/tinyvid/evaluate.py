@@ -27,7 +27,7 @@ from benchmarks.tinyvid.clips import HELD_OUT, LENGTHS, held_out
 from benchmarks.tinyvid.facts import compare, shares
 from benchmarks.tinyvid.plot import draw, tabulate
 from benchmarks.tinyvid.reader import Reader
-from specvlm_sglang.policies import check_policy
+from specvlm_sglang.pruning.registry import MERGE, check_policy
 
 _QUESTION_SEEDS, _ACCEPTANCE_SEEDS = HELD_OUT + 1_000_000, HELD_OUT + 2_000_000
 
@@ -141,6 +141,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.policies or ():
         check_policy(name, "--policies")
+        if name.endswith(MERGE):
+            parser.error(f"--policies {name}: python -m benchmarks.policies measures merging")
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     exact = not arguments.plain_positions

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, DynamicCache, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.tinyvid.clips import Prompt, read
+from benchmarks.tinyvid.clips import LOOKS, Prompt, read
 from reference.positions import VisionSpan, mrope_positions, rope_delta
 from reference.scoring import language_query_rows, language_to_video_scores
 
@@ -79,6 +79,7 @@ class Reader:
             Whether time ids follow the true frame rate, or plain SGLang's.
         """
         frames, seconds_per_grid = read(prompt.clip, prompt.fps)
+        frames = LOOKS[prompt.look](frames)
         area = frames.shape[-1] * frames.shape[-2]
         content = [{"type": "video"}, {"type": "text", "text": prompt.question}]
         text = self.processor.apply_chat_template(
@@ -162,8 +163,20 @@ class Reader:
         return self.model.lm_head(rows).argmax(-1).numpy()
 
     @torch.no_grad()
-    def scores(self, question: Question, embeddings: Tensor) -> npt.NDArray[np.float32]:
-        """Language-to-video attention scores by `reference.scoring`, shape (video tokens,)."""
+    def scores(
+        self, question: Question, embeddings: Tensor, *, rows: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Language-to-video attention scores by `reference.scoring`, shape (video tokens,).
+
+        Parameters
+        ----------
+        question : Question
+            The prompt.
+        embeddings : float tensor, shape (length, hidden)
+            Of the prompt.
+        rows : int, optional
+            Only the last so many query rows.
+        """
         language = self.model.model.language_model
         positions = torch.from_numpy(question.positions)[:, None]
         states = language(
@@ -172,19 +185,20 @@ class Reader:
             output_hidden_states=True,
             use_cache=False,
         ).hidden_states
-        rows = language_query_rows(len(question.ids), question.video)
+        asking = language_query_rows(len(question.ids), question.video)
+        asking = asking if rows is None else asking[-rows:]
         cos, sin = language.rotary_emb(embeddings, positions)
         queries, keys = [], []
         for layer, state in zip(language.layers, states, strict=False):
             attention, normed = layer.self_attn, layer.input_layernorm(state[0])
-            query = attention.q_proj(normed[rows]).unflatten(-1, (-1, attention.head_dim))
+            query = attention.q_proj(normed[asking]).unflatten(-1, (-1, attention.head_dim))
             key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim))
-            queries.append(_rotate(query, cos[0, rows], sin[0, rows]).numpy())
+            queries.append(_rotate(query, cos[0, asking], sin[0, asking]).numpy())
             keys.append(_rotate(key, cos[0], sin[0]).numpy())
         return language_to_video_scores(
             np.stack(queries),
             np.stack(keys),
-            query_positions=rows,
+            query_positions=asking,
             video_positions=question.video,
             scale=language.layers[0].self_attn.scaling,
         )

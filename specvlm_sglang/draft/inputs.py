@@ -165,6 +165,59 @@ def draft_length(prompt: VideoLayout, filled: int, kept_video_tokens: int) -> in
     return filled - prompt.video_tokens + kept_video_tokens + 1
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """What the draft's vision tower makes of a prompt's images and videos.
+
+    Attributes
+    ----------
+    features
+        ``[rows, hidden]`` of all of them; None without any.
+    rows
+        int64 ``[filled]`` on the host: each token's row of ``features``, -1 for text.
+    """
+
+    features: torch.Tensor | None
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+
+    def of_videos(self, prompt: VideoLayout) -> torch.Tensor:
+        """Features of the video tokens, ``[N, hidden]``."""
+        assert self.features is not None
+        rows = torch.from_numpy(self.rows[prompt.video_positions])
+        return self.features[to_device(rows, self.features.device)]
+
+
+def encode_prompt(req: Any, filled: int, features: DraftFeatures) -> EncodedPrompt:
+    """Encode the images and videos of SGLang's ``Req``, or take them from the cache.
+
+    Parameters
+    ----------
+    req
+        Its images and videos.
+    filled
+        Tokens that the target has processed.
+    features
+        The draft's.
+
+    Raises
+    ------
+    ValueError
+        See `DraftFeatures.of`.
+    """
+    feature_row = np.full(filled, -1, dtype=np.int64)
+    encoded: list[torch.Tensor] = []
+    rows = 0
+    for item in [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items:
+        encoded.append(features.of(item))
+        for first, last in item.offsets:
+            count = last - first + 1
+            feature_row[first : last + 1] = np.arange(rows, rows + count)
+            rows += count
+    # One video is the rule, and a tenth of it is kept: not copied to be gathered from.
+    together = torch.cat(encoded) if len(encoded) > 1 else next(iter(encoded), None)
+    return EncodedPrompt(together, feature_row)
+
+
 def build_draft_prompt(
     req: Any,
     filled: int,
@@ -176,6 +229,8 @@ def build_draft_prompt(
     features: DraftFeatures,
     embed_tokens: Any,
     original_positions: bool = False,
+    encoded: EncodedPrompt | None = None,
+    kept_features: torch.Tensor | None = None,
 ) -> DraftPrompt:
     """Gather the kept tokens of one request; no host sync.
 
@@ -195,30 +250,26 @@ def build_draft_prompt(
         The draft's adapter, its vision features, its token embedding.
     original_positions
         Number 1-D positions as in the full prompt instead of contiguously.
+    encoded
+        By default the prompt is encoded here.
+    kept_features
+        ``[K, hidden]``, read in place of the kept video tokens' own.
     """
     device = newest_token.device
     kept = _kept_positions(prompt, filled, kept_video_indices, device)
     ids = torch.from_numpy(_first_ids(req, filled))
-    mm_items = [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items
-    feature_row = np.full(filled, -1, dtype=np.int64)
-    encoded: list[torch.Tensor] = []
-    rows = 0
-    for item in mm_items:
-        item_features = features.of(item)
-        encoded.append(item_features)
-        for first, last in item.offsets:
-            count = last - first + 1
-            feature_row[first : last + 1] = np.arange(rows, rows + count)
-            rows += count
-    ids[torch.from_numpy(feature_row) >= 0] = 0
+    encoded = encode_prompt(req, filled, features) if encoded is None else encoded
+    ids[torch.from_numpy(encoded.rows) >= 0] = 0
     kept_ids = torch.cat([to_device(ids, device)[kept], newest_token.long()])
     embeddings, deepstack = embed_tokens(kept_ids), None
-    if encoded:
+    if encoded.features is not None:
         hidden = embeddings.shape[1]
-        source = to_device(torch.from_numpy(feature_row), device)[kept]
-        # One video is the rule, and a tenth of it is kept: not copied to be gathered from.
-        features_of_all = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
-        visual = features_of_all[source.clamp(min=0)].to(embeddings.dtype)
+        source = to_device(torch.from_numpy(encoded.rows), device)[kept]
+        visual = encoded.features[source.clamp(min=0)].to(embeddings.dtype)
+        if kept_features is not None:
+            video = to_device(torch.from_numpy(prompt.video_positions), device)[kept_video_indices]
+            places = torch.searchsorted(kept, video)
+            visual.index_copy_(0, places, kept_features.to(embeddings.dtype))
         is_visual = (source >= 0)[:, None]
         embeddings[:-1] = torch.where(is_visual, visual[:, :hidden], embeddings[:-1])
         if visual.shape[1] > hidden:

@@ -7,7 +7,8 @@ draft, so it leaves before one is made, and an answer that ends with it never ge
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from sglang.srt.runtime_context import get_parallel
 
 from specvlm_sglang.draft.inputs import (
     DraftPrompt,
+    EncodedPrompt,
     build_continuation,
     build_draft_prompt,
     draft_length,
+    encode_prompt,
 )
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host.ranks import (
@@ -29,7 +32,7 @@ from specvlm_sglang.host.ranks import (
 from specvlm_sglang.models import mrope_delta
 from specvlm_sglang.report.observer import POOL_FULL, Observer
 from specvlm_sglang.request import Complete
-from specvlm_sglang.scoring.chooser import Chooser
+from specvlm_sglang.scoring.chooser import Chooser, Kept
 
 logger = logging.getLogger(__name__)
 
@@ -162,20 +165,24 @@ class DraftStart:
         short = agree_on_room(get_parallel().tp_group, draft.device, needed)
         if short is not None:
             raise short
+        encoded = cache(lambda: encode_prompt(req, one.filled, draft.features))
+        kept = self._kept(one, encoded) if state.prunes else None
         return build_draft_prompt(
             req,
             one.filled,
             state.layout,
-            self._kept(one) if state.prunes else None,
+            None if kept is None else kept.indices,
             newest_token,
             family=draft.family,
             features=draft.features,
             embed_tokens=draft.language_model.get_input_embeddings(),
             original_positions=draft.original_positions,
+            encoded=encoded(),
+            kept_features=None if kept is None else kept.features,
         )
 
-    def _kept(self, one: Complete) -> torch.Tensor:
-        """Indices of the kept video tokens, int64 ``[K]`` on the device."""
+    def _kept(self, one: Complete, encoded: Callable[[], EncodedPrompt]) -> Kept:
+        """The kept video tokens; the draft encodes before where its features decide."""
         state = one.state
         return self._chooser.choose(
             state.layout,
@@ -184,6 +191,8 @@ class DraftStart:
             policy=state.options.chosen,
             retention=state.options.retention,
             top_p=state.options.top_p,
+            at_most=state.options.draft_video_tokens,
+            features=lambda: encoded().of_videos(state.layout),
         )
 
     def _go_cold(self, one: Complete, error: Exception) -> None:

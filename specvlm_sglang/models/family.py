@@ -19,11 +19,14 @@ class Video(NamedTuple):
     trailing
         Tokens right after the last span that end the video: kept like text, but no language, so
         they are no query rows.
+    seconds_per_frame
+        Seconds between two frames of the grid; None where they are not known.
     """
 
     spans: tuple[tuple[int, int], ...]
     grid: tuple[int, int, int] | None
     trailing: int = 0
+    seconds_per_frame: float | None = None
 
 
 class ModelFamily:

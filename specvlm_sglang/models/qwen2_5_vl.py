@@ -20,10 +20,15 @@ class Qwen25VL(ModelFamily):
     def videos(self, item: Any) -> list[Video]:
         """See `ModelFamily.videos`: each video has one span and one row of ``video_grid_thw``."""
         merge = self.spatial_merge
+        grids = item.video_grid_thw.reshape(-1, 3).tolist()
+        seconds = getattr(item, "second_per_grid_ts", None)
+        known = [] if seconds is None else torch.as_tensor(seconds).reshape(-1).tolist()
+        if len(known) != len(grids):
+            known = [None] * len(grids)
         return [
-            Video((span,), (frames, rows // merge, columns // merge))
-            for span, (frames, rows, columns) in zip(
-                item.offsets, item.video_grid_thw.reshape(-1, 3).tolist(), strict=True
+            Video((span,), (frames, rows // merge, columns // merge), 0, per_grid)
+            for span, (frames, rows, columns), per_grid in zip(
+                item.offsets, grids, known, strict=True
             )
         ]
 

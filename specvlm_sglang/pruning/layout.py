@@ -29,6 +29,8 @@ class VideoLayout:
     query_start, query_stop
         The query rows: tokens after the last video, at most the last ``max_query_rows``
         (SpecVLM, section 3; empty where the prompt ends with its video or has none).
+    seconds_per_frame
+        Of each video's grid, None where the times of its frames are not known.
     """
 
     length: int
@@ -37,6 +39,7 @@ class VideoLayout:
     video_grids: tuple[Grid | None, ...]
     query_start: int
     query_stop: int
+    seconds_per_frame: tuple[float | None, ...] = ()
 
     @property
     def video_tokens(self) -> int:
@@ -65,6 +68,7 @@ def find_video(
     max_query_rows: int,
     grids: Sequence[Grid | None] | None = None,
     trailing: int = 0,
+    seconds_per_frame: Sequence[float | None] | None = None,
 ) -> VideoLayout:
     """Describe a prompt of ``length`` tokens.
 
@@ -81,17 +85,25 @@ def find_video(
         Of each video; by default none is known.
     trailing
         Tokens after the last video that belong to it and ask nothing.
+    seconds_per_frame
+        Of each video's grid; by default not known.
 
     Raises
     ------
     ValueError
         Spans outside the prompt or overlapping.
     """
-    known = [None] * len(video_spans) if grids is None else grids
-    videos = sorted(zip(video_spans, known, strict=True), key=lambda video: video[0][0][0])
+    unknown = [None] * len(video_spans)
+    known = zip(
+        video_spans,
+        unknown if grids is None else grids,
+        unknown if seconds_per_frame is None else seconds_per_frame,
+        strict=True,
+    )
+    videos = sorted(known, key=lambda video: video[0][0][0])
     per_video = [
         np.concatenate([np.arange(first, last + 1, dtype=np.int64) for first, last in spans])
-        for spans, _ in videos
+        for spans, _, _ in videos
     ]
     positions = np.concatenate([np.empty(0, dtype=np.int64), *per_video])
     if positions.size and (
@@ -106,9 +118,10 @@ def find_video(
         length,
         positions,
         tuple(video.size for video in per_video),
-        tuple(grid for _, grid in videos),
+        tuple(grid for _, grid, _ in videos),
         first_row,
         length,
+        tuple(seconds for _, _, seconds in videos),
     )
 
 

@@ -2,22 +2,26 @@
 
 Runs on the scores' device and never waits for it: K is known on the host, and what Stage I keeps is
 a mask, never a length. Equal to the reference index for index on the same float32 scores, on every
-device; its docstring defines every policy.
+device; ``reference.policies`` defines every policy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
 
-from specvlm_sglang.policies import Policy, check_retention
+from specvlm_sglang.policies import Inputs, Policy
+from specvlm_sglang.pruning.budgets import video_token_budget, video_token_budgets
+from specvlm_sglang.pruning.checks import checked_kept
+from specvlm_sglang.pruning.composition import usable_scores
 from specvlm_sglang.pruning.layout import VideoLayout
-from specvlm_sglang.pruning.registry import find_policy, own_policies
-from specvlm_sglang.pruning.spacing import Grid, ascending, space_over
+from specvlm_sglang.pruning.registry import find_policy
+from specvlm_sglang.pruning.spacing import Grid, evenly
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,49 +35,13 @@ class Selection:
     stage_one
         bool ``[K]``: kept for its score.
     fallback
-        bool scalar: the policy reads scores, but these held no mass or were not all finite and at
-        least 0, and even spacing was used. With a budget for each video: so it was for any of them.
+        bool scalar: what the policy ranks by held no mass or was not all finite and at least 0, and
+        even spacing was used. With a budget for each video: so it was for any of them.
     """
 
     indices: torch.Tensor
     stage_one: torch.Tensor
     fallback: torch.Tensor
-
-
-def video_token_budget(n: int, retention: float) -> int:
-    """Number of video tokens to keep out of ``n``: ``floor(n * retention + 1e-6)``, at least 1.
-
-    Without any tokens it is 0.
-
-    Raises
-    ------
-    ValueError
-        ``n`` negative or ``retention`` outside (0, 1].
-    """
-    if n < 0:
-        raise ValueError(f"n={n} must be at least 0")
-    check_retention(retention, "retention")
-    # Without the small addend 1000 * (1 - 0.9) would keep 99 tokens, not 100.
-    return min(n, max(1, int(n * retention + 1e-6)))
-
-
-def kept_tokens(video_lengths: Sequence[int], policy: Policy, retention: float) -> int:
-    """K of a prompt, known from lengths and options alone.
-
-    Parameters
-    ----------
-    video_lengths
-        Tokens of each video.
-    policy
-        Its needs say whether the videos share one budget.
-    retention
-        Share of the tokens to KEEP, in (0, 1].
-    """
-    if policy.keeps_all:
-        return sum(video_lengths)
-    if policy.needs_grid and len(video_lengths) > 1:
-        return sum(video_token_budget(length, retention) for length in video_lengths)
-    return video_token_budget(sum(video_lengths), retention)
 
 
 def select_video_tokens(
@@ -84,61 +52,138 @@ def select_video_tokens(
     policy: str = "specvlm",
     grid: Grid | None = None,
     seed: int = 0,
+    features: torch.Tensor | None = None,
+    layer_scores: torch.Tensor | None = None,
+    last_row_scores: torch.Tensor | None = None,
+    frame_seconds: torch.Tensor | None = None,
+    at_most: int | None = None,
 ) -> Selection:
-    """Keep exactly ``video_token_budget(N, retention)`` video tokens (all for ``none``).
+    """Keep exactly ``video_token_budget(N, retention, at_most)`` tokens (all for ``none``).
 
     Parameters
     ----------
     scores
         float32 ``[N]`` in prompt order, higher is kept first. Where the reference raises for scores
         that are not finite or negative, this falls back to even spacing, as for scores without
-        mass: a check on the host would wait for the device.
+        mass: a check on the host would wait for the device. So for features that are not finite.
     retention
         Share of the tokens to KEEP, in (0, 1].
     top_p
         Share of the mass that Stage I retains, in [0, 1] (SpecVLM, section 3).
     policy
-        One of `specvlm_sglang.pruning.registry.policy_names`.
+        As `specvlm_sglang.pruning.registry.find_policy` takes it.
     grid
         ``(frames, rows, columns)`` with product N, needed by the grid policies unless N is 0.
     seed
         Seeds ``random``, at least 0. The same tokens as the reference draws.
+    features, layer_scores, last_row_scores, frame_seconds
+        See `specvlm_sglang.policies.Inputs`; a policy that asks for one must get it, unless N is 0.
+    at_most
+        Never more tokens than this, at least 1.
 
     Raises
     ------
     ValueError
-        Scores with more than one axis, an argument out of range, an unknown policy, a grid that
+        Scores with more than one axis, an argument out of range, an unknown policy, an input that
         is missing or does not fit, or (as far as it shows without waiting for a GPU) a policy of
         the user's own that returns something else than K tokens.
     """
     if scores.dim() != 1:
         raise ValueError(f"scores of shape {list(scores.shape)} must have one axis")
-    n = scores.shape[0]
-    budget = video_token_budget(n, retention)
-    chosen = find_policy(policy)
-    if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p={top_p} must lie in [0, 1]")
-    if seed < 0:
-        raise ValueError(f"seed={seed} must be at least 0")
-    grid = None if grid is None else _checked_grid(grid, n)
-    if grid is None and n > 0 and chosen.needs_grid:
-        raise ValueError(f"grid=None must be (frames, rows, columns) for policy {policy!r}")
+    budget = video_token_budget(scores.shape[0], retention, at_most)
+    grid = None if grid is None else _checked_grid(grid, scores.shape[0])
+    given = Inputs(
+        scores.shape[0],
+        scores.device,
+        top_p,
+        scores,
+        layer_scores,
+        last_row_scores,
+        grid,
+        features,
+        frame_seconds,
+        seed,
+    )
+    return _select(given, find_policy(policy), budget)
+
+
+def _select(given: Inputs, policy: Policy, budget: int) -> Selection:
+    n, device = given.n, given.device
+    if not 0 <= given.top_p <= 1:
+        raise ValueError(f"top_p={given.top_p} must lie in [0, 1]")
+    if given.seed < 0:
+        raise ValueError(f"seed={given.seed} must be at least 0")
     if n == 0:
-        nothing = torch.zeros(1, dtype=torch.bool, device=scores.device)
+        nothing = torch.zeros(1, dtype=torch.bool, device=device)
         return Selection(nothing[:0].long(), nothing[:0], nothing[0])
-    clean, usable = _usable(scores if chosen.needs_scores else torch.zeros_like(scores))
-    asked = clean, budget, grid if chosen.needs_grid else None, top_p
-    if policy in own_policies():
-        indices, stage_one = _checked(chosen, *asked)
-        return Selection(indices, stage_one & usable, ~usable & chosen.needs_scores)
-    kept = chosen.choose(*asked, seed=seed) if chosen.needs_seed else chosen.choose(*asked)
+    inputs, sound, finite = _asked(given, policy)
+    if policy.checks and budget == n:
+        indices = torch.arange(n, device=device)
+        return Selection(indices, sound.expand(n) & policy.needs_scores, ~sound)
+    kept = policy.choose(inputs, budget)
+    if policy.checks:
+        indices, named = checked_kept(f"policy {policy.name!r}", kept, n, budget)
+        kept = indices, named & sound & policy.needs_scores
     if isinstance(kept, torch.Tensor):
-        kept = kept, torch.zeros(kept.shape, dtype=torch.bool, device=scores.device)
-    return Selection(*kept, ~usable & chosen.needs_scores)
+        kept = kept, torch.zeros(kept.shape, dtype=torch.bool, device=device)
+    indices, stage_one = kept[0], kept[1]
+    if finite is not None:
+        indices = torch.where(finite, indices, evenly(n, budget, device))
+        stage_one = stage_one & finite
+    return Selection(indices, stage_one, ~sound if len(kept) == 2 else kept[2] | ~sound)
+
+
+def _asked(given: Inputs, policy: Policy) -> tuple[Inputs, torch.Tensor, torch.Tensor | None]:
+    """What the policy asked for, and whether all of it is of use (a bool scalar).
+
+    The last is whether its features are, None for a policy without.
+    """
+    missing = [need for need in sorted(policy.needs) if getattr(given, need) is None]
+    if missing:
+        what = "(frames, rows, columns)" if missing[0] == "grid" else "a tensor"
+        raise ValueError(f"{missing[0]}=None must be {what} for policy {policy.name!r}")
+    of_use: list[torch.Tensor] = []
+    finite = None
+    asked: dict[str, torch.Tensor | None] = {}
+    for need in ("scores", "layer_scores", "last_row_scores"):
+        value = getattr(given, need)
+        if need in policy.needs:
+            asked[need], usable = usable_scores(value)
+            of_use.append(usable)
+        else:
+            asked[need] = torch.zeros_like(value) if need == "scores" else None
+    if "features" in policy.needs:
+        vectors = given.features
+        assert vectors is not None
+        if vectors.dim() != 2 or vectors.shape[0] != given.n or vectors.shape[1] < 1:
+            raise ValueError(f"features of shape {list(vectors.shape)} must be [{given.n}, d]")
+        finite = torch.isfinite(vectors).all()
+        asked["features"] = torch.where(finite, vectors, torch.zeros_like(vectors))
+        of_use.append(finite)
+    else:
+        asked["features"] = None
+    inputs = replace(
+        given,
+        **asked,  # type: ignore[arg-type]
+        grid=given.grid if "grid" in policy.needs else None,
+        frame_seconds=given.frame_seconds if "frame_seconds" in policy.needs else None,
+    )
+    if not of_use:
+        return inputs, torch.ones((), dtype=torch.bool, device=given.device), finite
+    return inputs, reduce(torch.logical_and, of_use), finite
 
 
 def select_in_layout(
-    scores: torch.Tensor, layout: VideoLayout, policy: Policy, retention: float, top_p: float
+    scores: torch.Tensor,
+    layout: VideoLayout,
+    policy: Policy,
+    retention: float,
+    top_p: float,
+    *,
+    features: torch.Tensor | None = None,
+    layer_scores: torch.Tensor | None = None,
+    last_row_scores: torch.Tensor | None = None,
+    at_most: int | None = None,
 ) -> Selection:
     """Select among the video tokens of a prompt: all its videos as one, or each on its own.
 
@@ -148,31 +193,47 @@ def select_in_layout(
         float32 ``[N]``, on the device where the selection is to be.
     layout
         Where the videos are, N tokens in total.
-    policy, retention, top_p
+    policy, retention, top_p, at_most
         The request's.
+    features, layer_scores, last_row_scores
+        ``[N, d]``, ``[layers, N]`` and ``[N]``, for policies that ask for them.
 
     Raises
     ------
     ValueError
-        A policy that needs a grid, and a video without one.
+        A policy that needs a grid or times, and a video without.
     """
-    grids = layout.video_grids if policy.needs_grid else None
-    if grids is not None and None in grids:
+    if policy.needs_grid and None in layout.video_grids:
         raise ValueError(f"policy {policy.name!r} needs videos with a regular grid")
-    if grids is not None and len(grids) > 1:
-        # A grid describes one video: each gets a budget of its own.
-        return select_per_video(
-            scores,
-            layout.video_lengths,
-            retention=retention,
-            top_p=top_p,
-            policy=policy.name,
-            grids=grids,
-        )
-    grid = None if grids is None else grids[0]
-    return select_video_tokens(
-        scores, retention=retention, top_p=top_p, policy=policy.name, grid=grid
+    times = None
+    if "frame_seconds" in policy.needs:
+        times = [
+            _frame_seconds(layout, video, policy, scores.device)
+            for video in range(len(layout.video_lengths))
+        ]
+    return select_per_video(
+        scores,
+        # What describes one video gives each a budget of its own; the others see one long video.
+        layout.video_lengths if policy.per_video else (layout.video_tokens,),
+        retention=retention,
+        top_p=top_p,
+        policy=policy.name,
+        grids=layout.video_grids if policy.needs_grid else None,
+        features=features,
+        layer_scores=layer_scores,
+        last_row_scores=last_row_scores,
+        frame_seconds=times,
+        at_most=at_most,
     )
+
+
+def _frame_seconds(
+    layout: VideoLayout, video: int, policy: Policy, device: torch.device
+) -> torch.Tensor:
+    grid, seconds = layout.video_grids[video], layout.seconds_per_frame[video]
+    if grid is None or seconds is None:
+        raise ValueError(f"policy {policy.name!r} needs videos with known frame times")
+    return torch.arange(grid[0], device=device) * seconds
 
 
 def select_per_video(
@@ -184,6 +245,11 @@ def select_per_video(
     policy: str = "specvlm",
     grids: Sequence[Grid | None] | None = None,
     seed: int = 0,
+    features: torch.Tensor | None = None,
+    layer_scores: torch.Tensor | None = None,
+    last_row_scores: torch.Tensor | None = None,
+    frame_seconds: Sequence[torch.Tensor] | None = None,
+    at_most: int | None = None,
 ) -> Selection:
     """Give each video of a prompt a budget of its own; indices count through all videos.
 
@@ -193,10 +259,14 @@ def select_per_video(
         float32 ``[N]``, video after video in prompt order.
     video_lengths
         Tokens of each video, at least 0 each, N in total.
-    grids
+    grids, frame_seconds
         One for each video.
     seed
         Seeds ``random``: video ``i`` draws from ``seed + i``.
+    features, layer_scores, last_row_scores
+        Of all videos, N tokens.
+    at_most
+        Of all videos together (`video_token_budgets`).
 
     Other parameters and errors are those of `select_video_tokens`.
     """
@@ -205,66 +275,39 @@ def select_per_video(
             f"video_lengths={list(video_lengths)} must be at least 0 each and sum to the "
             f"{scores.shape[0]} scores"
         )
-    if grids is None:
-        grids = [None] * len(video_lengths)
-    if len(grids) != len(video_lengths):
+    if grids is not None and len(grids) != len(video_lengths):
         raise ValueError(
             f"grids={list(grids)} must have one entry for each of the {len(video_lengths)} videos"
         )
+    chosen = find_policy(policy)
     no_token = torch.zeros(0, dtype=torch.int64, device=scores.device)
     indices, stage_one = [no_token], [no_token.bool()]
     fallback = torch.zeros((), dtype=torch.bool, device=scores.device)
+    budgets = video_token_budgets(video_lengths, retention, at_most)
     start = 0
-    for video, (length, grid) in enumerate(zip(video_lengths, grids, strict=True)):
-        part = select_video_tokens(
-            scores[start : start + length],
-            retention=retention,
-            top_p=top_p,
-            policy=policy,
-            grid=grid,
-            seed=seed + video,
+    for video, (length, budget) in enumerate(zip(video_lengths, budgets, strict=True)):
+        inside = slice(start, start + length)
+        start += length
+        if budget == 0 and not chosen.keeps_all:
+            continue
+        grid = None if grids is None else grids[video]
+        given = Inputs(
+            length,
+            scores.device,
+            top_p,
+            scores[inside],
+            None if layer_scores is None else layer_scores[:, inside],
+            None if last_row_scores is None else last_row_scores[inside],
+            None if grid is None else _checked_grid(grid, length),
+            None if features is None else features[inside],
+            None if frame_seconds is None else frame_seconds[video],
+            seed + video,
         )
-        indices.append(part.indices + start)
+        part = _select(given, chosen, budget)
+        indices.append(part.indices + inside.start)
         stage_one.append(part.stage_one)
         fallback = fallback | part.fallback
-        start += length
     return Selection(torch.cat(indices), torch.cat(stage_one), fallback)
-
-
-def _usable(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 scores, all zero unless they can be ranked, and whether they can (a bool scalar)."""
-    # False for NaN; infinity passes the first test only.
-    usable = ((scores >= 0) & torch.isfinite(scores)).all() & (scores > 0).any()
-    return torch.where(usable, scores, torch.zeros_like(scores)).float(), usable
-
-
-def _checked(
-    own: Policy, scores: torch.Tensor, budget: int, grid: Grid | None, top_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a user's policy keeps; tokens named twice or out of range are made up for evenly."""
-    n = scores.shape[0]
-    if budget == n:
-        everything = torch.arange(n, device=scores.device)
-        return everything, torch.full_like(everything, own.needs_scores, dtype=torch.bool)
-    chosen = own.choose(scores, budget, grid, top_p)
-    if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.int64:
-        kind = chosen.dtype if isinstance(chosen, torch.Tensor) else type(chosen).__name__
-        raise ValueError(f"policy {own.name!r} returned {kind}, not an int64 tensor")
-    if chosen.shape != (budget,):
-        raise ValueError(
-            f"policy {own.name!r} returned shape {list(chosen.shape)}, not [{budget}], the budget"
-        )
-    within = (chosen >= 0) & (chosen < n)
-    # What lies out of range points at a spare place behind the last token.
-    named = torch.zeros(n + 1, dtype=torch.bool, device=scores.device)
-    named = named.scatter(0, torch.where(within, chosen, n), True)[:n]
-    if chosen.device.type == "cpu" and int(named.sum()) < budget:
-        raise ValueError(
-            f"policy {own.name!r} returned {int(named.sum())} distinct tokens below {n}, "
-            f"not {budget}, the budget"
-        )
-    indices = ascending(named | space_over(~named, budget - named.sum(), None), budget)
-    return indices, named[indices] & own.needs_scores
 
 
 def _checked_grid(grid: Grid, n: int) -> Grid:

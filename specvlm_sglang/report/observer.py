@@ -10,6 +10,8 @@ from specvlm_sglang.copies import LateFlag
 
 NO_ATTENTION = "the scores hold no attention to the video"
 """Why another policy was used although scores were taken."""
+NO_CHANGE = "the video has nothing that the policy ranks by"
+"""The same of a policy that reads no attention."""
 POOL_FULL = "the draft's KV cache is full"
 """Why a request is cold that the draft's pool could not take."""
 
@@ -39,6 +41,8 @@ class RequestReport:
         What `specvlm_sglang.report.detail` collects for a request that asks for it, or None.
     late_fallback
         Whether there will be a ``fallback``, where the device has yet to say; not shown.
+    ranks_by_attention
+        Whether that would be for want of attention; not shown.
     pending
         Whether the draft is yet to begin, so that ``cold`` and ``fallback`` are not known.
     """
@@ -51,11 +55,13 @@ class RequestReport:
     scoring_seconds: float = 0.0
     detail: dict[str, Any] | None = None
     late_fallback: LateFlag | None = field(default=None, repr=False)
+    ranks_by_attention: bool = field(default=True, repr=False)
     pending: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, ``detail`` and ``pending`` only where set."""
-        hidden = {"late_fallback"} | ({"detail"} if self.detail is None else set())
+        hidden = {"late_fallback", "ranks_by_attention"}
+        hidden |= {"detail"} if self.detail is None else set()
         hidden |= set() if self.pending else {"pending"}
         names = [entry.name for entry in fields(self) if entry.name not in hidden]
         return {name: getattr(self, name) for name in names}
@@ -75,20 +81,27 @@ class LateReport(dict[str, Any]):
         Whether the scores were of no use.
     on_fallback
         Called if so.
+    why
+        What ``fallback`` then says.
     """
 
     def __init__(
-        self, values: dict[str, Any], flag: LateFlag, on_fallback: Callable[[], None]
+        self,
+        values: dict[str, Any],
+        flag: LateFlag,
+        on_fallback: Callable[[], None],
+        why: str = NO_ATTENTION,
     ) -> None:
         super().__init__(values)
         self._flag = flag
         self._on_fallback = on_fallback
+        self._why = why
 
     def copy(self) -> dict[str, Any]:
         """The complete report, a plain dict."""
         values = dict(self)
         if self._flag.value():
-            values["fallback"] = NO_ATTENTION
+            values["fallback"] = self._why
             self._on_fallback()
         return values
 

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from specvlm_sglang.report.entries import KEY, align_entries
-from specvlm_sglang.report.observer import LateReport, Observer, RequestReport
+from specvlm_sglang.report.observer import (
+    NO_ATTENTION,
+    NO_CHANGE,
+    LateReport,
+    Observer,
+    RequestReport,
+)
 
 
 def publish(
@@ -46,4 +52,5 @@ def shown(report: RequestReport, observer: Observer) -> dict[str, Any]:
     """Return what a response shows of ``report``, complete when SGLang copies it."""
     if report.late_fallback is None:
         return report.as_dict()
-    return LateReport(report.as_dict(), report.late_fallback, observer.fell_back)
+    why = NO_ATTENTION if report.ranks_by_attention else NO_CHANGE
+    return LateReport(report.as_dict(), report.late_fallback, observer.fell_back, why)

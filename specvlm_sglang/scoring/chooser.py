@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from sglang.srt.runtime_context import get_parallel
@@ -11,12 +13,28 @@ from specvlm_sglang.copies import LateFlag
 from specvlm_sglang.host.ranks import agree
 from specvlm_sglang.policies import Policy
 from specvlm_sglang.pruning.layout import VideoLayout
+from specvlm_sglang.pruning.merging import merge
 from specvlm_sglang.pruning.selection import Selection, select_in_layout
 from specvlm_sglang.report.detail import add_selection
 from specvlm_sglang.report.observer import RequestReport
 from specvlm_sglang.report.phases import PhaseClock
 from specvlm_sglang.scoring.running import RunningScores
 from specvlm_sglang.scoring.scorer import Scorer
+
+
+class Kept(NamedTuple):
+    """What a draft reads of a prompt's videos.
+
+    Attributes
+    ----------
+    indices
+        int64 ``[K]`` ascending, on the device.
+    features
+        ``[K, d]``, what is read in place of the kept tokens' own features; None where nothing is.
+    """
+
+    indices: torch.Tensor
+    features: torch.Tensor | None = None
 
 
 class Chooser:
@@ -46,8 +64,10 @@ class Chooser:
         policy: Policy,
         retention: float,
         top_p: float,
-    ) -> torch.Tensor:
-        """Return the indices of the kept video tokens, int64 ``[K]`` on the device.
+        at_most: int | None,
+        features: Callable[[], torch.Tensor],
+    ) -> Kept:
+        """Return the kept video tokens.
 
         Whatever fails on one rank fails on all: they meet here in the same collectives.
 
@@ -57,13 +77,16 @@ class Chooser:
             Its prompt's, and the sums of its scores.
         report
             Told how it went.
-        policy, retention, top_p
+        policy, retention, top_p, at_most
             The request's.
+        features
+            The draft's vision features ``[N, d]``; called where they are wanted only.
         """
         is_scored = policy.needs_scores and layout.query_rows > 0
         if policy.needs_scores and not is_scored:
             report.fallback = "no text after the video"
-        scores, selection, failure = None, None, None
+        means: dict[str, torch.Tensor] = {}
+        selection, failure, vectors = None, None, None
         if is_scored:
             started = time.perf_counter()
             with self._phases("scoring"):
@@ -71,23 +94,37 @@ class Chooser:
                     self._scorer.check(running, layout)
                 except Exception as error:
                     failure = error
-                scores = self._scorer.mean(running, layout)
+                means = self._scorer.means(running, layout)
             report.scoring_seconds = running.seconds + time.perf_counter() - started
         with self._phases("selection"):
             try:
-                given = self._no_scores(layout) if scores is None else scores
-                selection = select_in_layout(given, layout, policy, retention, top_p)
+                vectors = features() if policy.needs_features else None
+                selection = select_in_layout(
+                    **(means or self._no_scores(layout, policy)),
+                    layout=layout,
+                    policy=policy,
+                    retention=retention,
+                    top_p=top_p,
+                    at_most=at_most,
+                    features=vectors,
+                )
             except Exception as error:
                 failure = failure or error
         selection = _agreed(selection, failure)
         if report.fallback is None:
             report.late_fallback = LateFlag(selection.fallback)
+            report.ranks_by_attention = policy.needs_scores
         if report.detail is not None:
-            add_selection(report.detail, scores, selection)
-        return selection.indices
+            add_selection(report.detail, means.get("scores"), selection)
+        if not policy.merges or vectors is None:
+            return Kept(selection.indices)
+        with self._phases("selection"):
+            return Kept(selection.indices, merge(vectors, selection.indices))
 
-    def _no_scores(self, layout: VideoLayout) -> torch.Tensor:
-        return torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
+    def _no_scores(self, layout: VideoLayout, policy: Policy) -> dict[str, torch.Tensor]:
+        nothing = torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
+        more = {"layer_scores": nothing[None], "last_row_scores": nothing}
+        return {"scores": nothing} | {k: v for k, v in more.items() if k in policy.needs}
 
 
 def _agreed(selection: Selection | None, failure: Exception | None) -> Selection:

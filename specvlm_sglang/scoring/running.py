@@ -38,6 +38,12 @@ class RunningScores:
         What the sums took (on a GPU: their launches).
     failure
         What went wrong; then the sums mean nothing.
+    kinds
+        What is summed, of `specvlm_sglang.policies.ATTENTION`; fixed before the first rows.
+    by_layer
+        With "layer_scores": ``total`` of each layer alone, by its id; ``total`` itself stays 0.
+    last_row
+        With "last_row_scores": the attention of the last query row, as ``total``.
     """
 
     total: torch.Tensor | None = None
@@ -46,6 +52,9 @@ class RunningScores:
     heads: int = 0
     seconds: float = 0.0
     failure: Exception | None = None
+    kinds: frozenset[str] = frozenset({"scores"})
+    by_layer: dict[int, torch.Tensor] = field(default_factory=dict)
+    last_row: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +71,8 @@ class RowsOfPass:
         int64 ``[L]`` on the device: the pool slot of each position up to the last of these rows.
     query_positions, video_positions
         int64 ``[stop - start]`` and ``[N]`` on the device.
+    has_last
+        Whether the last of these rows is the prompt's last.
     """
 
     scores: RunningScores
@@ -70,28 +81,45 @@ class RowsOfPass:
     slots: torch.Tensor
     query_positions: torch.Tensor
     video_positions: torch.Tensor
+    has_last: bool = False
 
     def add(self, queries: torch.Tensor, keys: torch.Tensor, layer: Any) -> None:
         """Add one layer: its queries ``[tokens, heads, head_dim]`` and its keys in the pool."""
         scores, started = self.scores, time.perf_counter()
         if scores.total is None:
-            size = self.video_positions.shape
-            scores.total = torch.zeros(size, dtype=torch.float32, device=queries.device)
+            scores.total = self._nothing(queries)
+        total = scores.total
+        if "layer_scores" in scores.kinds:
+            total = scores.by_layer.setdefault(layer.layer_id, self._nothing(queries))
+        self._accumulate(total, queries, keys, layer, self.start)
+        if "last_row_scores" in scores.kinds and self.has_last:
+            if scores.last_row is None:
+                scores.last_row = self._nothing(queries)
+            self._accumulate(scores.last_row, queries, keys, layer, self.stop - 1)
+        scores.layers.add(layer.layer_id)
+        scores.heads = queries.shape[1]
+        scores.seconds += time.perf_counter() - started
+
+    def _nothing(self, queries: torch.Tensor) -> torch.Tensor:
+        size = self.video_positions.shape
+        return torch.zeros(size, dtype=torch.float32, device=queries.device)
+
+    def _accumulate(
+        self, total: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, layer: Any, start: int
+    ) -> None:
+        """Add the rows of the pass from ``start`` on to ``total``."""
         accumulate_layer_scores(
-            scores.total,
+            total,
             # A view of what the model will write over, and perhaps of keys and values too.
-            queries[self.start : self.stop].contiguous(),
+            queries[start : self.stop].contiguous(),
             keys,
             self.slots,
-            self.query_positions,
+            self.query_positions[start - self.start :],
             self.video_positions,
             layer.scaling,
             logit_cap=layer.logit_cap or None,
             key_scale=layer.k_scale_float if layer.k_scale_float is not None else 1.0,
         )
-        scores.layers.add(layer.layer_id)
-        scores.heads = queries.shape[1]
-        scores.seconds += time.perf_counter() - started
 
 
 class RunningScorer:

@@ -76,6 +76,7 @@ class Scorer:
             slots=table[row, : wanted.stop].long(),
             query_positions=torch.arange(wanted.start, wanted.stop, device=self._device),
             video_positions=to_device(torch.from_numpy(layout.video_positions), self._device),
+            has_last=wanted.stop == layout.query_stop,
         )
 
     def check(self, scores: RunningScores, layout: VideoLayout) -> None:
@@ -97,16 +98,39 @@ class Scorer:
         if scores.rows != layout.query_rows:
             raise RuntimeError(f"scored {scores.rows} of {layout.query_rows} query rows")
 
-    def mean(self, scores: RunningScores, layout: VideoLayout) -> torch.Tensor:
-        """Mean attention over layers, rows and the heads of all ranks, float32 ``[N]``."""
+    def means(self, scores: RunningScores, layout: VideoLayout) -> dict[str, torch.Tensor]:
+        """Mean attention over layers, rows and the heads of all ranks.
+
+        Returns
+        -------
+        dict
+            ``scores``, float32 ``[N]``, and what else ``scores.kinds`` names
+            (`specvlm_sglang.policies.Inputs`).
+        """
+        nothing = torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
+        total, layers, rows = scores.total, len(scores.layers), layout.query_rows
+        found = {}
+        if "layer_scores" in scores.kinds:
+            # Every layer that is scored has a row, on each rank, also where something failed.
+            every = set(range(self._runner.model_config.num_hidden_layers))
+            scored = sorted(every - self.running.skipped_layers)
+            stacked = torch.stack([scores.by_layer.get(layer, nothing) for layer in scored])
+            found["layer_scores"] = self._mean(stacked, scores, layers=1, rows=rows)
+            total = stacked.sum(0)
+        if "last_row_scores" in scores.kinds:
+            last = nothing if scores.last_row is None else scores.last_row
+            found["last_row_scores"] = self._mean(last, scores, layers=layers, rows=1)
+        total = nothing if total is None else total
+        return {"scores": self._mean(total, scores, layers=layers, rows=rows), **found}
+
+    def _mean(
+        self, total: torch.Tensor, scores: RunningScores, *, layers: int, rows: int
+    ) -> torch.Tensor:
         parallel = get_parallel()
-        total = scores.total
-        if total is None:
-            total = torch.zeros(layout.video_tokens, dtype=torch.float32, device=self._device)
         return mean_scores(
             total,
-            layers=len(scores.layers),
-            rows=layout.query_rows,
+            layers=layers,
+            rows=rows,
             heads=scores.heads * parallel.tp_size,
             all_reduce=parallel.tp_group.all_reduce if parallel.tp_size > 1 else None,
         )

@@ -22,6 +22,7 @@ from specvlm_sglang.draft.inputs import (
     build_continuation,
     build_draft_prompt,
     draft_length,
+    encode_prompt,
     split_into_passes,
 )
 from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
@@ -197,6 +198,31 @@ def test_kept_tokens_have_the_embeddings_and_positions_of_the_full_prompt(
     rng = np.random.default_rng(3)
     kept = sorted(rng.choice(tokens, size=round(share * tokens), replace=False).tolist())
     check(vl_draft, case, kept)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_read_in_place_of_kept_tokens_stands_where_they_stand(
+    layout: str, vl_draft: Path, layouts: dict[str, list[str | Path]]
+) -> None:
+    case, model = make(vl_draft, *layouts[layout], generated=2), hf.load_model(vl_draft)
+    prompt = layout_of(case.req, 256, Qwen25VL())
+    features = DraftFeatures(Tower(model), Qwen25VL())
+    kept = torch.arange(1, prompt.video_tokens, 3)
+    options = {"family": Qwen25VL(), "features": features}
+    with torch.no_grad():
+        encoded = encode_prompt(case.req, filled, features)
+        own = encoded.of_videos(prompt)
+        asked = case.req, prompt, kept, torch.tensor([NEWEST])
+        options["embed_tokens"] = model.get_input_embeddings()
+        calls = features.hits + features.misses
+        plain = build_draft_prompt(*asked, **options, encoded=encoded)
+        other = build_draft_prompt(*asked, **options, encoded=encoded, kept_features=-own[kept])
+    assert features.hits + features.misses == calls, "encoded once"
+    torch.testing.assert_close(own, case.embeddings[torch.from_numpy(prompt.video_positions)])
+    changed = (plain.embeddings != other.embeddings).any(1)
+    assert int(changed.sum()) == len(kept)
+    torch.testing.assert_close(other.embeddings[changed], -own[kept])
+    torch.testing.assert_close(plain.embeddings[changed], own[kept])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -14,6 +14,7 @@ from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.pruning.selection import select_video_tokens
 from specvlm_sglang.scoring.attention_scores import accumulate_layer_scores, mean_scores
 from tests.support.score_case import ScoreCase
+from tests.support.selection_cases import features_of
 
 POLICIES = tuple(shipped_policies())
 
@@ -98,9 +99,11 @@ def test_a_selection_keeps_what_the_reference_keeps(
         for retention in (0.05, 0.1, 0.5, 1.0):
             options = {"retention": retention, "policy": policy, "grid": grid, "top_p": 0.2}
             given = torch.from_numpy(ranked).to(device)
-            select_video_tokens(given, **options)
+            vectors = features_of(n)
+            seen = torch.from_numpy(vectors).to(device)
+            select_video_tokens(given, features=seen, **options)
             with no_host_sync(device):
-                found = select_video_tokens(given, **options)
-            expected = reference.select_in_stages(ranked, **options)
+                found = select_video_tokens(given, features=seen, **options)
+            expected = reference.select_in_stages(ranked, features=vectors, **options)
             assert found.indices.tolist() == expected.indices.tolist()
             assert bool(found.fallback) == bool(expected.fallbacks)

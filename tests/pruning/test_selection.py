@@ -9,12 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference.selection as reference
+from specvlm_sglang.pruning.budgets import video_token_budget
 from specvlm_sglang.pruning.registry import shipped_policies
-from specvlm_sglang.pruning.selection import (
-    select_per_video,
-    select_video_tokens,
-    video_token_budget,
-)
+from specvlm_sglang.pruning.selection import select_per_video, select_video_tokens
+from tests.support.selection_cases import features_of
 
 POLICIES = tuple(shipped_policies())
 NEED_GRID = [name for name, policy in shipped_policies().items() if policy.needs_grid]
@@ -34,9 +32,13 @@ def draw_scores(kind: str, n: int, seed: int) -> np.ndarray:
 
 
 def assert_same(scores: np.ndarray, **options: object) -> None:
-    options = {"top_p": 0.4, **options}
+    options = {"top_p": 0.4, "features": features_of(len(scores)), **options}
+    vectors = torch.from_numpy(options["features"])  # type: ignore[arg-type]
     expected = reference.select_in_stages(scores, **options)  # type: ignore[arg-type]
-    found = select_video_tokens(torch.from_numpy(scores), **options)  # type: ignore[arg-type]
+    found = select_video_tokens(
+        torch.from_numpy(scores),
+        **{**options, "features": vectors},  # type: ignore[arg-type]
+    )
     assert found.indices.tolist() == expected.indices.tolist()
     assert found.indices[found.stage_one].tolist() == expected.stage_one.tolist()
     assert bool(found.fallback) == bool(expected.fallbacks)
@@ -52,8 +54,10 @@ def test_the_policies_are_the_references() -> None:
 def test_every_policy_equals_the_reference(policy: str, grid: tuple[int, int, int], kind: str):
     n = int(np.prod(grid))
     scores = draw_scores(kind, n, seed=n)
+    # Only two stages read top_p.
+    shares = (0.0, 0.4, 1.0) if policy in ("specvlm", "specvlm-grid", "change") else (0.4,)
     for retention in (0.02, 0.1, 0.37, 0.5, 0.99, 1.0):
-        for top_p in (0.0, 0.4, 1.0):
+        for top_p in shares:
             assert_same(scores, retention=retention, top_p=top_p, policy=policy, grid=grid, seed=3)
 
 
@@ -72,7 +76,7 @@ def test_any_length_equals_the_reference(
     assert_same(scores, retention=retention, top_p=top_p, policy=policy)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     frames=st.integers(1, 9),
     rows=st.integers(1, 12),
@@ -135,8 +139,19 @@ def test_videos_with_budgets_of_their_own_equal_the_reference(
     lengths = [length for length in lengths if length or policy not in NEED_GRID]
     grids = [(1, 1, length) for length in lengths] if policy in NEED_GRID else None
     options = {"retention": retention, "policy": policy, "grids": grids, "seed": 5, "top_p": 0.4}
-    expected = reference.select_per_video(scores, lengths, **options)  # type: ignore[arg-type]
-    found = select_per_video(torch.from_numpy(scores), lengths, **options)  # type: ignore[arg-type]
+    vectors = features_of(n)
+    expected = reference.select_per_video(
+        scores,
+        lengths,
+        features=vectors,
+        **options,  # type: ignore[arg-type]
+    )
+    found = select_per_video(
+        torch.from_numpy(scores),
+        lengths,
+        features=torch.from_numpy(vectors),
+        **options,  # type: ignore[arg-type]
+    )
     assert found.indices.tolist() == expected.indices.tolist()
     assert found.indices[found.stage_one].tolist() == expected.stage_one.tolist()
     assert bool(found.fallback) == (expected.fallbacks > 0)
@@ -161,12 +176,18 @@ def test_scores_that_the_reference_refuses_fall_back_to_even_spacing(
 ) -> None:
     scores = draw_scores("peaked", 60, seed=2)
     scores[7] = bad
+    vectors = features_of(60)
     with pytest.raises(ValueError, match="scores"):
-        reference.select_in_stages(scores, 0.2, policy=policy, grid=(4, 3, 5))
+        reference.select_in_stages(scores, 0.2, policy=policy, grid=(4, 3, 5), features=vectors)
     spacing = "uniform-grid" if policy == "specvlm-grid" else "uniform"
     expected = reference.select_in_stages(np.zeros(60), 0.2, policy=spacing, grid=(4, 3, 5))
     found = select_video_tokens(
-        torch.from_numpy(scores), retention=0.2, top_p=0.4, policy=policy, grid=(4, 3, 5)
+        torch.from_numpy(scores),
+        retention=0.2,
+        top_p=0.4,
+        policy=policy,
+        grid=(4, 3, 5),
+        features=torch.from_numpy(vectors),
     )
     assert found.indices.tolist() == expected.indices.tolist()
     assert bool(found.fallback)
@@ -178,9 +199,10 @@ def test_no_value_is_read_from_the_device(policy: str) -> None:
     # Meta tensors have no values: whatever would make the host wait for one raises.
     scores = torch.empty(60, device="meta")
     kept = 60 if policy == "none" else 12
-    one = select_video_tokens(scores, retention=0.2, top_p=0.4, policy=policy, grid=(4, 3, 5))
+    options = {"top_p": 0.4, "policy": policy, "features": torch.empty((60, 7), device="meta")}
+    one = select_video_tokens(scores, retention=0.2, grid=(4, 3, 5), **options)
     each = select_per_video(
-        scores, [36, 24], retention=0.25, top_p=0.4, policy=policy, grids=[(3, 3, 4), (2, 3, 4)]
+        scores, [36, 24], retention=0.25, grids=[(3, 3, 4), (2, 3, 4)], **options
     )
     assert one.indices.shape == one.stage_one.shape == (kept,)
     assert one.indices.is_meta

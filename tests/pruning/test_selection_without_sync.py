@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import reference.selection as reference
 from specvlm_sglang.pruning import selection, triton_stage_one
 from specvlm_sglang.pruning.registry import shipped_policies
+from tests.support.selection_cases import features_of
 from tests.support.sync_guard import HostSyncError, NoHostSync
 from tests.support.triton_interpreter import interpreted
 
@@ -67,11 +68,14 @@ def test_every_policy_keeps_what_the_reference_keeps_without_a_sync(
 ) -> None:
     scores = skewed(N, seed=1)
     options = {"retention": retention, "top_p": 0.4, "policy": policy, "seed": 3}
+    vectors = features_of(N)
+    on_device = {**options, "features": torch.from_numpy(vectors)}
     with NoHostSync():
-        one = selection.select_video_tokens(torch.from_numpy(scores), grid=GRID, **options)
+        one = selection.select_video_tokens(torch.from_numpy(scores), grid=GRID, **on_device)
         each = selection.select_per_video(
-            torch.from_numpy(scores), [105, 35], grids=[(3, 7, 5), (1, 7, 5)], **options
+            torch.from_numpy(scores), [105, 35], grids=[(3, 7, 5), (1, 7, 5)], **on_device
         )
+    options["features"] = vectors
     expected = reference.select_in_stages(scores, grid=GRID, **options)
     assert one.indices.tolist() == expected.indices.tolist()
     expected = reference.select_per_video(
@@ -94,8 +98,9 @@ def test_on_a_gpu_no_policy_waits_for_it(policy: str) -> None:
         NoHostSync(),
     ):
         scores = torch.empty(N, device="cuda")
+        vectors = torch.empty((N, 7), device="cuda")
         found = selection.select_video_tokens(
-            scores, retention=0.3, top_p=0.4, policy=policy, grid=GRID
+            scores, retention=0.3, top_p=0.4, policy=policy, grid=GRID, features=vectors
         )
     assert found.indices.device.type == found.stage_one.device.type == "cuda"
     assert found.fallback.device.type == "cuda"

@@ -19,9 +19,11 @@ from reference.selection import (
     video_token_budget,
 )
 from tests.support.selection_cases import (
+    FEATURED,
     NESTED,
     SCORED,
     assert_same,
+    features_of,
     retentions,
     scored_grids,
     seeds,
@@ -116,7 +118,8 @@ def test_every_policy_keeps_exactly_its_budget(case, retention, top_p, seed):
     scores, grid = case
     n = scores.size
     for policy in POLICIES:
-        selection = select_in_stages(scores, retention, top_p, policy, grid, seed)
+        asked = scores, retention, top_p, policy, grid, seed, features_of(n)
+        selection = select_in_stages(*asked)
         kept = selection.indices
         assert kept.dtype == np.int64
         assert kept.size == (n if policy == "none" else video_token_budget(n, retention))
@@ -125,8 +128,9 @@ def test_every_policy_keeps_exactly_its_budget(case, retention, top_p, seed):
         assert (np.diff(kept) > 0).all()
         assert (np.diff(selection.stage_one) > 0).all()
         assert (np.diff(selection.stage_two) > 0).all()
-        assert not selection.stage_one.size or policy in SCORED
-        assert_same(select_video_tokens(scores, retention, top_p, policy, grid, seed), kept)
+        ranks = policy in SCORED + FEATURED and policy != "floc"
+        assert not selection.stage_one.size or ranks
+        assert_same(select_video_tokens(*asked), kept)
 
 
 @steady
@@ -166,10 +170,11 @@ def test_more_retention_keeps_a_superset_where_policies_nest(case, low, high, se
 def test_policies_without_scores_ignore_them(case, retention, seed):
     scores, grid = case
     other = np.random.default_rng(seed).permutation(scores)
-    for policy in set(POLICIES) - set(SCORED):
+    options = {"grid": grid, "seed": seed, "features": features_of(scores.size)}
+    for policy in set(POLICIES) - {*SCORED, "attention-change-spread", "scope", "specvlm-spread"}:
         assert_same(
-            select_video_tokens(other, retention, policy=policy, grid=grid, seed=seed),
-            select_video_tokens(scores, retention, policy=policy, grid=grid, seed=seed),
+            select_video_tokens(other, retention, policy=policy, **options),
+            select_video_tokens(scores, retention, policy=policy, **options),
         )
 
 
@@ -210,31 +215,41 @@ def test_a_request_without_video_keeps_nothing(policy):
 @pytest.mark.parametrize("score", [0.0, 0.5])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_single_token_is_always_kept(policy, score):
-    assert_same(select_video_tokens([score], 0.01, policy=policy, grid=(1, 1, 1)), [0])
+    options = {"grid": (1, 1, 1), "features": features_of(1)}
+    assert_same(select_video_tokens([score], 0.01, policy=policy, **options), [0])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_full_retention_prunes_nothing(policy):
     scores = np.random.default_rng(0).random(24)
-    kept = select_video_tokens(scores, 1.0, policy=policy, grid=(2, 3, 4))
+    kept = select_video_tokens(scores, 1.0, policy=policy, grid=(2, 3, 4), features=features_of(24))
     assert_same(kept, np.arange(24))
 
 
 @pytest.mark.parametrize(
     ("policy", "fallback"),
-    [("specvlm", "uniform"), ("attention", "uniform"), ("specvlm-grid", "uniform-grid")],
+    [
+        ("specvlm", "uniform"),
+        ("attention", "uniform"),
+        ("specvlm-grid", "uniform-grid"),
+        ("attention-spread", "uniform"),
+        ("attention-change-spread", "uniform"),
+        ("scope", "uniform"),
+    ],
 )
 def test_scores_without_mass_fall_back_to_even_spacing_and_are_counted(policy, fallback):
     grid = (4, 5, 6)
-    selection = select_in_stages(np.zeros(120), 0.1, policy=policy, grid=grid)
+    selection = select_in_stages(
+        np.zeros(120), 0.1, policy=policy, grid=grid, features=features_of(120)
+    )
     assert selection.fallbacks == 1
     assert_same(selection.stage_one, [])
     expected = select_video_tokens(np.zeros(120), 0.1, policy=fallback, grid=grid)
     assert_same(selection.stage_two, expected)
 
 
-@pytest.mark.parametrize("policy", sorted(set(POLICIES) - set(SCORED)))
-def test_policies_without_scores_never_count_a_fallback(policy):
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {*SCORED, *FEATURED}))
+def test_policies_that_rank_nothing_never_count_a_fallback(policy):
     assert select_in_stages(np.zeros(6), 0.5, policy=policy, grid=(1, 2, 3)).fallbacks == 0
 
 
@@ -263,8 +278,8 @@ def test_each_video_gets_a_budget_of_its_own():
 def test_one_video_alone_is_the_plain_selection():
     grid = (2, 1, 5)
     for policy in POLICIES:
-        alone = select_in_stages(TEN, 0.4, 0.6, policy, grid, seed=3)
-        listed = select_per_video(TEN, [10], 0.4, 0.6, policy, [grid], seed=3)
+        alone = select_in_stages(TEN, 0.4, 0.6, policy, grid, 3, features_of(10))
+        listed = select_per_video(TEN, [10], 0.4, 0.6, policy, [grid], 3, features_of(10))
         assert_same(listed.stage_one, alone.stage_one)
         assert_same(listed.stage_two, alone.stage_two)
 
@@ -343,7 +358,7 @@ def test_scores_with_other_than_one_axis_are_an_error(scores):
 
 
 def test_an_unknown_policy_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"policy must be one of specvlm, .*none, got 'best'"):
+    with pytest.raises(ValueError, match=r"policy must be one of specvlm, .*none, .*got 'best'"):
         select_video_tokens([1.0], 0.5, policy="best")
 
 

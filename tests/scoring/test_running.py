@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -178,6 +180,38 @@ def test_keys_of_a_quantised_cache_are_scaled() -> None:
         scorer._add(torch.linspace(-2, 2, 4 * HEADS * HEAD_DIM).view(4, -1), rig.layer)
         totals.append(scores.total)
     assert not torch.allclose(*totals)
+
+
+def test_layers_and_the_last_row_are_kept_apart_for_a_policy_that_asks_for_them() -> None:
+    rig = AttentionRig([6], 12)
+    scorer, backend = watched(rig)
+    kinds = frozenset({"scores", "layer_scores", "last_row_scores"})
+    plain, asked = RunningScores(), RunningScores(kinds=kinds)
+    by_layer, last = torch.zeros(2, len(VIDEO)), torch.zeros(len(VIDEO))
+    for has_last in (False, True):
+        both = [rows_of(rig, scores, 0, 1, range(7, 9)) for scores in (plain, asked)]
+        plan = [replace(rows, has_last=has_last) for rows in both]
+        scorer.arm(plan)
+        q, _ = attend(rig, backend, [4])
+        # A second layer with the same keys.
+        rig.layer.layer_id = 5
+        with mock.patch.object(scorer, "_keys_of", return_value=rig.pool.get_key_buffer(0)):
+            scorer._add(2 * q, rig.layer)
+        rig.layer.layer_id = 0
+        scorer.disarm()
+        rows, only_last = plan[1], replace(plan[1], start=2, query_positions=torch.tensor([8]))
+        for layer, queries in enumerate((q, 2 * q)):
+            by_layer[layer] += expected(rig, queries, rows)
+            if has_last:
+                last += expected(rig, queries, only_last)
+    assert asked.failure is None
+    assert (asked.rows, asked.layers) == (plain.rows, plain.layers) == (4, {0, 5})
+    torch.testing.assert_close(torch.stack([asked.by_layer[0], asked.by_layer[5]]), by_layer)
+    torch.testing.assert_close(plain.total, by_layer.sum(0))
+    torch.testing.assert_close(asked.last_row, last)
+    assert not asked.total.any()
+    assert plain.last_row is None
+    assert not plain.by_layer
 
 
 def test_a_failure_costs_the_request_its_scores_and_nobody_else_anything() -> None:

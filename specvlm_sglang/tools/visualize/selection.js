@@ -2,7 +2,7 @@
 
 // What the functions below compute; of any other policy the page shows what was served.
 const COMPUTED = ["specvlm", "specvlm-grid", "attention", "uniform", "uniform-grid", "random",
-  "window-front", "window-middle", "window-back", "frames", "none"];
+  "window-front", "window-middle", "window-back", "frames", "none", "attention-spread"];
 
 // Number of tokens to keep out of n.
 function videoTokenBudget(n, retention) {
@@ -63,6 +63,42 @@ function stageOneTokens(scores, ranked, topP, budget) {
   return ranked.slice(0, Math.min(needed, budget));
 }
 
+// The lowest value within one step of each cell along every axis.
+function boxMinimum(values, grid) {
+  let stride = values.length, found = values;
+  for (const length of grid) {
+    const outer = stride;
+    stride /= length;
+    const before = found;
+    found = before.map((value, i) => {
+      const place = Math.floor((i % outer) / stride);
+      return Math.min(value, place > 0 ? before[i - stride] : value,
+        place < length - 1 ? before[i + stride] : value);
+    });
+  }
+  return found;
+}
+
+// The best tokens with distance between them, layer by layer (reference/spread.py).
+function spreadTokens(ranked, budget, grid) {
+  const LAYERS = 4, SWEEPS = 12, n = ranked.length;
+  const rank = new Array(n);
+  ranked.forEach((token, place) => { rank[token] = place; });
+  const layer = new Array(n).fill(LAYERS);
+  for (let number = 0; number < LAYERS; number++) {
+    let open = layer.map((found) => found === LAYERS);
+    for (let sweep = 0; sweep < SWEEPS; sweep++) {
+      const openRank = rank.map((place, i) => (open[i] ? place : n));
+      const lowest = boxMinimum(openRank, grid);
+      const lost = openRank.map((place, i) => (open[i] && place === lowest[i] ? 0 : 1));
+      lost.forEach((value, i) => { if (value === 0) layer[i] = number; });
+      const far = boxMinimum(lost, grid);
+      open = open.map((isOpen, i) => isOpen && far[i] > 0);
+    }
+  }
+  return ranked.slice().sort((a, b) => layer[a] - layer[b] || rank[a] - rank[b]).slice(0, budget);
+}
+
 // scores: numbers, one a token. permutation: of all tokens, for "random" (drawn with NumPy, seed 0).
 // Returns {stageOne, stageTwo}, ascending indices.
 function selectVideoTokens(scores, { retention, topP, policy, grid, permutation }) {
@@ -85,6 +121,7 @@ function selectVideoTokens(scores, { retention, topP, policy, grid, permutation 
   const hasMass = values.some((value) => value > 0);
   let stageOne = [];
   if (policy === "attention" && hasMass) stageOne = ranked.slice(0, budget);
+  if (policy === "attention-spread" && hasMass) stageOne = spreadTokens(ranked, budget, grid);
   if (policy === "specvlm" || policy === "specvlm-grid") {
     stageOne = stageOneTokens(values, ranked, topP, budget);
   }

@@ -9,6 +9,7 @@ import pytest
 
 from reference.selection import POLICIES
 from specvlm_sglang.tools.server import session_processes
+from specvlm_sglang.tools.visualize.page import computed_policies
 from tests.support.chromium import Chromium, ChromiumError, find_chromium
 from tests.tools.visualize.browsing import (
     AREA,
@@ -297,7 +298,7 @@ def test_slider_policy_and_reset_recompute_the_selection(
 
     assert text_of(browser, "summary") == summary(RETENTION)
     assert choose("retention", "50", "input") == summary(0.5)
-    for policy in POLICIES:
+    for policy in computed_policies():
         if policy != "random":
             assert choose("policy", policy, "change") == summary(0.5, policy)
     browser.evaluate("byId('reset').click()")

@@ -1,0 +1,1 @@
+"""Accept length of every pruning policy side by side, on prompts that none was tuned on."""

@@ -1,0 +1,89 @@
+"""What was measured so far: one line a prompt and run, appended, so that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.policies.prompts import Prepared
+
+_Key = tuple[str, int, int]
+
+
+class Record:
+    """Rounds by prompt and setting.
+
+    Parameters
+    ----------
+    file
+        JSON lines; read where it exists, appended to.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._about: dict[_Key, dict[str, Any]] = {}
+        self._rounds: dict[_Key, dict[str, int]] = {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for line in file.read_text().splitlines() if file.exists() else ():
+            self._take(json.loads(line))
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        key = entry["set"], entry["clip"], entry["number"]
+        self._about[key] = {name: entry[name] for name in ("kind", "video_tokens", "tokens")}
+        self._rounds.setdefault(key, {}).update(entry["rounds"])
+
+    def of_clips(self, name: str, clips: int) -> int:
+        """Prompts of a set's first clips."""
+        return sum(key[0] == name and key[1] < clips for key in self._about)
+
+    def has(self, name: str, clip: int, number: int, setting: str) -> bool:
+        """Whether this was measured."""
+        return setting in self._rounds.get((name, clip, number), {})
+
+    def add(
+        self, name: str, clip: int, number: int, prompt: Prepared, rounds: Mapping[str, int]
+    ) -> None:
+        """Keep the rounds of one prompt."""
+        entry = {
+            "set": name,
+            "clip": clip,
+            "number": number,
+            "kind": prompt.kind,
+            "video_tokens": len(prompt.video),
+            # The first token comes from prefill and belongs to no round.
+            "tokens": len(prompt.answer) - 1,
+            "rounds": dict(rounds),
+        }
+        with self._file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._take(entry)
+
+    def complete(self, settings: Sequence[str], clips: Mapping[str, int]) -> dict[str, Any]:
+        """Everything about the sets' first clips, where no setting is missing.
+
+        Returns
+        -------
+        dict
+            By set: ``prompts`` (clip, kind, video_tokens, tokens of each) and ``rounds`` (by
+            setting, one number a prompt).
+        """
+        found: dict[str, Any] = {}
+        for name, count in clips.items():
+            keys = [
+                key
+                for key in sorted(self._about)
+                if key[0] == name
+                and key[1] < count
+                and all(setting in self._rounds[key] for setting in settings)
+            ]
+            if keys:
+                found[name] = {
+                    "prompts": [{"clip": key[1], **self._about[key]} for key in keys],
+                    "rounds": {
+                        setting: [self._rounds[key][setting] for key in keys]
+                        for setting in settings
+                    },
+                }
+        return found
