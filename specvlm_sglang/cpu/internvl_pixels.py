@@ -17,7 +17,7 @@ from specvlm_sglang.host.patching import replace_function
 
 def install() -> None:
     """Cast pixels before the tower in this process; idempotent."""
-    contract.require("InternVL pixels")
+    contract.require("internvl pixels")
     replace_function("sglang.srt.models.internvl", "InternVLChatModel.extract_feature", _cast)
 
 

@@ -17,7 +17,7 @@ from specvlm_sglang.host.patching import replace_function
 
 def install_in_scheduler() -> None:
     """Pad by the items' own places in this process; idempotent."""
-    contract.require("InternVL padding")
+    contract.require("internvl padding")
     replace_function(
         "sglang.srt.models.internvl", "InternVLChatModel.pad_input_ids", _by_their_places
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from specvlm_sglang.host import contract
+
 
 def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """Return the configuration of a checkpoint.
@@ -20,9 +22,9 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
     OSError
         There is none at ``path``.
     """
-    # Brings configurations of its own to transformers.
-    import sglang.srt.utils.hf_transformers_utils  # noqa: F401
-    from transformers import AutoConfig
+    contract.require("configurations")
+    # transformers' own, once SGLang has added what it brings to it.
+    from sglang.srt.utils.hf_transformers.common import AutoConfig
 
     return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
 

@@ -187,7 +187,7 @@ CPU: dict[str, tuple[Symbol, ...]] = {
             ("q", "k", "v", "bsz", "cu_seqlens", "attention_mask"),
         ),
     ),
-    "InternVL pixels": (
+    "internvl pixels": (
         Symbol("sglang.srt.models.internvl:InternVLChatModel.extract_feature", ("pixel_values",)),
         Symbol("sglang.srt.models.internvl:InternVisionModel"),
     ),

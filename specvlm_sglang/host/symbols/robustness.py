@@ -119,7 +119,7 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
         *fields(_ITEM, "feature", "format", "offsets", "precomputed_embeddings"),
         Symbol(f"{_ITEM}.is_precomputed_embedding"),
     ),
-    "InternVL padding": (
+    "internvl padding": (
         Symbol(
             "sglang.srt.models.internvl:InternVLChatModel.pad_input_ids", ("input_ids", "mm_inputs")
         ),

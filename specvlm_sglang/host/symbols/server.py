@@ -9,6 +9,7 @@ _REQUEST = "sglang.srt.managers.io_struct:GenerateReqInput"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager"
 
 SERVER: dict[str, tuple[Symbol, ...]] = {
+    "configurations": (Symbol("sglang.srt.utils.hf_transformers.common:AutoConfig"),),
     "flags": (
         Symbol("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",)),
         Symbol("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",)),
