@@ -75,7 +75,7 @@ BETWEEN = 10
 """And where rows were freed since the last one."""
 PER_PREFILL = {"": 40, "penalties": 50, "after a retraction": 70}
 """Of two prompts, one with a video, on a target of four layers; more where its end is named."""
-PER_BEGINNING = {"": 125, "spread": 2400, "scope": 1200, "floc": 1200}
+PER_BEGINNING = {"": 125, "change": 160, "evs": 140, "spread": 2400, "scope": 1200, "floc": 1200}
 """Of the drafts of these prompts, beside the round that they begin with; by policy.
 
 `spread` and `cover` make as many small launches as their definitions allow sweeps and steps.

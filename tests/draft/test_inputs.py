@@ -210,9 +210,10 @@ def test_what_is_read_in_place_of_kept_tokens_stands_where_they_stand(
     kept = torch.arange(1, prompt.video_tokens, 3)
     options = {"family": Qwen25VL(), "features": features}
     with torch.no_grad():
+        filled = len(case.req.full_untruncated_fill_ids)
         encoded = encode_prompt(case.req, filled, features)
         own = encoded.of_videos(prompt)
-        asked = case.req, prompt, kept, torch.tensor([NEWEST])
+        asked = case.req, filled, prompt, kept, torch.tensor([NEWEST])
         options["embed_tokens"] = model.get_input_embeddings()
         calls = features.hits + features.misses
         plain = build_draft_prompt(*asked, **options, encoded=encoded)

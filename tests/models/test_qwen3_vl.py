@@ -48,7 +48,7 @@ def request(*items: MultimodalDataItem) -> Any:
     inputs.mrope_position_delta = torch.tensor([[0]])
     return SimpleNamespace(
         origin_input_ids=list(range(LENGTH)),
-        full_untruncated_fill_ids=list(range(LENGTH)),
+        output_ids=[],
         multimodal_inputs=inputs if items else None,
     )
 
@@ -58,6 +58,7 @@ def draft_prompt(req: Any, kept: list[int] | None) -> Any:
     table.weight[:] = -1.0
     return build_draft_prompt(
         req,
+        LENGTH,
         layout_of(req, 256, Qwen3VL()),
         None if kept is None else torch.tensor(kept),
         torch.tensor([9]),

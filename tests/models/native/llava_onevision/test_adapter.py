@@ -49,7 +49,7 @@ def request(spans: list[Any] = SPANS, length: int = LENGTH) -> Any:
     ]
     return SimpleNamespace(
         origin_input_ids=list(range(length)),
-        full_untruncated_fill_ids=list(range(length)),
+        output_ids=[],
         multimodal_inputs=MultimodalInputs(mm_items=items),
     )
 
@@ -79,6 +79,7 @@ def test_newlines_are_kept_with_their_own_features_and_positions_follow_the_opti
     with torch.no_grad():
         found = build_draft_prompt(
             req,
+            LENGTH,
             prompt,
             None if kept is None else torch.tensor(kept),
             torch.tensor([NEWEST]),
