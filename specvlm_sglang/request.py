@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _FIELDS = ("retention", "policy", "top_p", "draft_video_tokens")
 """Those with a default among the server's settings."""
+MANY_ROUNDS, HARDLY = 32, 0.1
+"""A draft that had so many rounds, with fewer right drafts than this in each, is not worth more."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class RequestState:
     behind
         Tokens of the answer that the draft, or the prefill where it has not begun, has not seen:
         the rounds that it rested.
+    drafted_rounds
+        Rounds that its draft took part in, of the newest prefill.
     rounds
         Where verify rounds say what there is to say of them; None before the first prefill.
     """
@@ -128,6 +132,7 @@ class RequestState:
     report: RequestReport | None = None
     filled: int | None = None
     behind: int = 0
+    drafted_rounds: int = 0
     rounds: RoundEntries | None = None
 
     @property
@@ -173,9 +178,17 @@ class RequestState:
             self.report.detail = start_detail(layout)
         self.report.pending = cold is None
         self.filled = filled if self.report.pending else None
-        self.behind = 0
-        if self.rounds is None:
+        self.behind = self.drafted_rounds = 0
+        if self.rounds is not None:
+            self.rounds.accepted = 0
+        else:
             self.rounds = RoundEntries(req, notes_origins=detail)
+
+    @property
+    def keeps_missing(self) -> bool:
+        """Whether its draft had many rounds by now, and hardly a draft of them was right."""
+        accepted = 0 if self.rounds is None else self.rounds.accepted
+        return self.drafted_rounds >= MANY_ROUNDS and accepted < HARDLY * self.drafted_rounds
 
     def begun(self) -> None:
         """The draft has what it needs of the prefill, or there is none."""
@@ -290,6 +303,16 @@ class Requests:
             if state.behind and state.filled is None and not (req.finished() or req.is_retracted):
                 found.append(Complete(index, req, state, 0))
         return found
+
+    def drafted(self, reqs: Sequence[Any]) -> list[Any]:
+        """A round is drafted for these requests; returns those whose draft keeps missing."""
+        missing = []
+        for req in reqs:
+            state = self.of(req)
+            state.drafted_rounds += 1
+            if state.keeps_missing and not (req.finished() or req.is_retracted):
+                missing.append(req)
+        return missing
 
     def rested(self, reqs: Sequence[Any]) -> None:
         """Each of these requests gets a token that its draft does not see."""

@@ -204,8 +204,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if behind:
             with draft_tp_context(self.draft_worker.parallel_layout):
                 self._start.catch_up(batch, behind, batch.spec_info)
-        if self.pace is not None and (due or behind):
-            self.pace.interrupted()
+        if self.pace is not None:
+            self._draft_worker.drop(self.requests.drafted(batch.reqs))
+            if due or behind:
+                self.pace.interrupted()
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Nothing: the steps of a round are chosen at its head."""

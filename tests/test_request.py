@@ -20,7 +20,7 @@ from specvlm_sglang.models.qwen2_5_vl import Qwen25VL
 from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.report.entries import RoundEntries
 from specvlm_sglang.report.observer import CUSTOM_PROCESSOR, NO_ANSWER
-from specvlm_sglang.request import RequestOptions, Requests, layout_of, parse_options
+from specvlm_sglang.request import MANY_ROUNDS, RequestOptions, Requests, layout_of, parse_options
 from tests.support.hooks import unhooked
 
 POLICIES = tuple(shipped_policies())
@@ -141,6 +141,7 @@ def request(custom_params: Any = None, **fields: Any) -> SimpleNamespace:
             "is_retracted": False,
             "finished": lambda: False,
             "update_spec_correct_drafts_histogram": lambda drafts: None,
+            "customized_info": None,
             **fields,
         }
     )
@@ -269,6 +270,19 @@ def test_a_draft_is_due_once_from_a_complete_prompt_on(requests: Requests) -> No
     due[0].state.begun()
     assert not complete[0].report.pending
     assert [one.index for one in requests.due(reqs)] == [3]
+
+
+def test_a_draft_that_keeps_missing_is_named_once_it_had_many_rounds(requests: Requests) -> None:
+    good, bad = request(), request()
+    requests.complete([good, bad])
+    for _ in range(MANY_ROUNDS - 1):
+        assert requests.drafted([good, bad]) == []
+        good.update_spec_correct_drafts_histogram(1)
+        bad.update_spec_correct_drafts_histogram(0)
+    assert requests.drafted([good, bad]) == [bad]
+    # After a retraction it has another chance.
+    requests.complete([bad])
+    assert requests.drafted([good, bad]) == []
 
 
 @pytest.mark.parametrize(("limit", "left"), [(1, 0), (2, 1), (3, None), (None, None)])

@@ -338,6 +338,15 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                 forward_batch.mark_forward_metadata_ready()
             return self.draft_forward(forward_batch)
 
+    def drop(self, reqs: Sequence[Any]) -> None:
+        """Free the drafts of these requests: they go on without."""
+        rows = [req.kv.req_pool_idx for req in reqs]
+        for row in rows:
+            if self.kv.is_warm(row):
+                logger.info("SPECVLM: a draft that keeps missing was dropped")
+                self.kv.free(row)
+                self._observer.went_cold(1)
+
     def rests(self, batch: Any) -> bool:
         """Whether the draft sees nothing of this round and catches up later.
 

@@ -49,6 +49,8 @@ class RoundEntries:
     """
 
     def __init__(self, req: Any, *, notes_origins: bool) -> None:
+        self.accepted = 0
+        """Drafts that were right, over all rounds."""
         self._req = req
         self._notes_origins = notes_origins
         self._report: dict[str, Any] | None = None
@@ -65,6 +67,7 @@ class RoundEntries:
 
     def __call__(self, num_correct_drafts: int) -> None:
         """Add the entries of a round, before SGLang commits its tokens."""
+        self.accepted += int(num_correct_drafts)
         entries = (self._req.customized_info or {}).get(KEY)
         if entries is not None and (self._notes_origins or self._report is not None):
             # A grammar may have cut the round before.

@@ -40,7 +40,7 @@ QUESTIONS = {
 }
 ALONE, IN_COMPANY = "alone", "eight at once"
 ON_ONE, ON_OTHERS = "each field on one medium", "on the other media"
-FAST = {(ON_ONE, "chain", ALONE), (ON_ONE, "tree", IN_COMPANY)}
+FAST = {(ON_ONE, "tree", IN_COMPANY)}
 PARTS = [
     pytest.param(part, marks=[pytest.mark.slow] * (part == ON_OTHERS))
     for part in (ON_ONE, ON_OTHERS)
