@@ -162,18 +162,24 @@ def _probed(worker_class: type) -> type:
             family.videos = checked_videos
             draft._forward_parts = dumped_parts
             draft._draft_extend_for_decode = dumped_extend
-            keys_of, mean = self.scorer.running._keys_of, self.scorer.mean
+            keys_of, means = self.scorer.running._keys_of, self.scorer.means
+            kept = self._start._kept
 
             def checked_keys(layer_id: int) -> torch.Tensor:
                 maybe_fail("scores")
                 return keys_of(layer_id)
 
-            def dumped_mean(*arguments: Any) -> torch.Tensor:
-                scores = mean(*arguments)
-                write(kind="scores", rid=self._scoring, scores=scores.clone())
-                return scores
+            def dumped_means(*arguments: Any) -> dict[str, torch.Tensor]:
+                found = means(*arguments)
+                write(kind="scores", rid=self._scoring, scores=found["scores"].clone())
+                return found
 
-            self.scorer.running._keys_of, self.scorer.mean = checked_keys, dumped_mean
+            def noted_kept(one: Any, *arguments: Any) -> Any:
+                self._scoring = one.req.rid
+                return kept(one, *arguments)
+
+            self.scorer.running._keys_of, self.scorer.means = checked_keys, dumped_means
+            self._start._kept = noted_kept
 
         def verify(self, batch: Any, **options: Any) -> Any:
             result = super().verify(batch, **options)
@@ -182,9 +188,5 @@ def _probed(worker_class: type) -> type:
                 marker.unlink()
                 result.next_token_ids[0] = 40 + (result.next_token_ids[0] + 1) % 40
             return result
-
-        def _kept(self, one: Any) -> torch.Tensor:
-            self._scoring = one.req.rid
-            return super()._kept(one)
 
     return ProbedWorker
