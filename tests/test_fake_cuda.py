@@ -70,6 +70,8 @@ PER_PREFILL = {
     "spread": 2400,
     "scope": 1200,
     "floc": 1200,
+    "change": 175,
+    "evs": 175,
 }
 """Of two prompts, one with a video, on a target of four layers; more where its end is named.
 
