@@ -58,7 +58,9 @@ def main() -> None:
             f"{name}: clip {clip}, {record.of_clips(name, clip + 1)} prompts, {seconds:.1f} s"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data = record.complete([str(one) for one in chosen], clips)
+    data = record.complete([str(one) for one in chosen])
+    if not data:
+        raise SystemExit("no prompt is measured under every setting yet: nothing is written")
     (arguments.out / "rounds.json").write_text(json.dumps(data) + "\n")
     if arguments.cost:
         rows = cost.measure(policies)
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--policies", nargs="+", metavar="NAME", help=f"default: all; {MERGE} at the end merges")
     add("--retentions", nargs="+", type=float, metavar="SHARE", help="default: 0.25 to 0.025")
-    add("--minutes", type=float, default=1e6, help="begin no clip after so many")
+    add("--minutes", type=float, default=1e6, help="begin no clip after so many; 0: report only")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--tuning", action="store_true", help="other seeds, to try things out on")
     add("--cost", action="store_true", help="also measure what a selection costs")

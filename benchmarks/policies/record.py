@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.policies.prompts import Prepared
+from benchmarks.policies.prompts import SETS, Prepared
 
 _Key = tuple[str, int, int]
 
@@ -60,8 +60,8 @@ class Record:
             file.write(json.dumps(entry) + "\n")
         self._take(entry)
 
-    def complete(self, settings: Sequence[str], clips: Mapping[str, int]) -> dict[str, Any]:
-        """Everything about the sets' first clips, where no setting is missing.
+    def complete(self, settings: Sequence[str]) -> dict[str, Any]:
+        """Every prompt for which no setting is missing, of this run and earlier ones.
 
         Returns
         -------
@@ -70,13 +70,11 @@ class Record:
             setting, one number a prompt).
         """
         found: dict[str, Any] = {}
-        for name, count in clips.items():
+        for name in SETS:
             keys = [
                 key
                 for key in sorted(self._about)
-                if key[0] == name
-                and key[1] < count
-                and all(setting in self._rounds[key] for setting in settings)
+                if key[0] == name and self._rounds[key].keys() >= set(settings)
             ]
             if keys:
                 found[name] = {

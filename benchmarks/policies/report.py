@@ -12,6 +12,8 @@ from benchmarks.policies.measure import BLIND, FULL
 from benchmarks.policies.statistics import SetRounds
 
 YARDSTICKS = ("specvlm", "uniform")
+ENOUGH = 40
+"""Prompts without which a set is listed but neither marked nor drawn."""
 _DRAWN = (
     "specvlm",
     "uniform",
@@ -21,6 +23,7 @@ _DRAWN = (
     "scope",
     "floc",
     "change",
+    "specvlm-spread",
 )
 
 
@@ -38,7 +41,8 @@ def write(folder: Path) -> None:
     if cost.exists():
         text += "\n" + "\n".join(_cost_table(json.loads(cost.read_text())))
     (folder / "accept_length.md").write_text(_HEAD + text + "\n")
-    draw(rows, folder / "accept_length.png")
+    if any(row["prompts"] >= ENOUGH for row in rows):
+        draw(rows, folder / "accept_length.png")
 
 
 _HEAD = """Tokens per verify round, bonus included, greedy chain of five. In brackets: the
@@ -78,8 +82,9 @@ def _table(rows: Sequence[dict[str, Any]], name: str) -> list[str]:
     here = [row for row in rows if row["set"] == name]
     ends = {f"{row['policy']}@{row['retention']:g}": row["accept_length"] for row in here}
     retentions = sorted({r["retention"] for r in here if r["policy"] != "none"}, reverse=True)
+    few = "" if here[0]["prompts"] >= ENOUGH else " (too few to compare)"
     lines = [
-        f"### {name}: {here[0]['prompts']} prompts about {here[0]['clips']} clips",
+        f"### {name}: {here[0]['prompts']} prompts about {here[0]['clips']} clips{few}",
         "",
         f"Whole video {ends[FULL]:.2f}, no video token {ends[BLIND]:.2f}.",
         "",
@@ -97,6 +102,8 @@ def _cell(row: dict[str, Any]) -> str:
     low, high = row["vs_specvlm_low"], row["vs_specvlm_high"]
     if row["policy"] == "specvlm" or low == "":
         return value
+    if row["prompts"] < ENOUGH:
+        return f"{value} [{low:+.2f}, {high:+.2f}]"
     mark = "**" if low > 0 else "*" if high < 0 else ""
     return f"{mark}{value}{mark} [{low:+.2f}, {high:+.2f}]"
 
@@ -125,7 +132,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = list(dict.fromkeys(row["set"] for row in rows))
+    names = list(dict.fromkeys(row["set"] for row in rows if row["prompts"] >= ENOUGH))
     figure, axes = pyplot.subplots(
         1, len(names), figsize=(4.2 * len(names), 4.2), squeeze=False, sharey=True
     )
@@ -150,7 +157,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set(title=f"{name} ({here[0]['prompts']} prompts)", xlabel="video tokens kept")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("accept length (bonus included)")
-    axes[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=8, loc="lower center", ncols=len(labels))
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

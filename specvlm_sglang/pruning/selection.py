@@ -280,10 +280,8 @@ def select_per_video(
             f"grids={list(grids)} must have one entry for each of the {len(video_lengths)} videos"
         )
     chosen = find_policy(policy)
-    no_token = torch.zeros(0, dtype=torch.int64, device=scores.device)
-    indices, stage_one = [no_token], [no_token.bool()]
-    fallback = torch.zeros((), dtype=torch.bool, device=scores.device)
     budgets = video_token_budgets(video_lengths, retention, at_most)
+    parts: list[tuple[int, Selection]] = []
     start = 0
     for video, (length, budget) in enumerate(zip(video_lengths, budgets, strict=True)):
         inside = slice(start, start + length)
@@ -304,10 +302,22 @@ def select_per_video(
             seed + video,
         )
         part = _select(given, chosen, budget)
-        indices.append(part.indices + inside.start)
-        stage_one.append(part.stage_one)
-        fallback = fallback | part.fallback
-    return Selection(torch.cat(indices), torch.cat(stage_one), fallback)
+        parts.append((inside.start, part))
+    return _together(parts, scores.device)
+
+
+def _together(parts: Sequence[tuple[int, Selection]], device: torch.device) -> Selection:
+    """Selections of several videos, each with the place of its video's first token."""
+    if len(parts) == 1 and parts[0][0] == 0:
+        return parts[0][1]
+    if not parts:
+        nothing = torch.zeros(1, dtype=torch.bool, device=device)
+        return Selection(nothing[:0].long(), nothing[:0], nothing[0])
+    return Selection(
+        torch.cat([part.indices + start for start, part in parts]),
+        torch.cat([part.stage_one for _, part in parts]),
+        reduce(torch.logical_or, [part.fallback for _, part in parts]),
+    )
 
 
 def _checked_grid(grid: Grid, n: int) -> Grid:

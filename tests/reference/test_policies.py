@@ -280,7 +280,7 @@ def test_max_min_is_the_published_loop(case, retention):
     np.fill_diagonal(others, -(2**40))
     kept = [int(np.argmin(others.max(axis=1)))]
     while len(kept) < budget:
-        nearest = alike[:, kept].max(axis=1)
+        nearest = alike[:, kept].max(axis=1).astype(np.int64)
         nearest[kept] = np.iinfo(np.int64).max
         kept.append(int(np.argmin(nearest)))
     assert_same(cover.max_min(vectors, budget), np.sort(kept))

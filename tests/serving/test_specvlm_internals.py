@@ -13,6 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from reference.selection import select_video_tokens
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.draft.kv_cache import GROWTH
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, ask, ask_all, launch, meta, report, state
 from tests.support import hf, probe
@@ -173,7 +174,7 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_at_prefill_and_in_
     assert in_parts >= sum(case.video_tokens > 0 for case in cases) * (retention == 1)
 
 
-def test_the_draft_pool_holds_exactly_the_pruned_lengths_in_every_round(
+def test_the_draft_pool_holds_the_pruned_lengths_in_every_round_and_a_little_ahead(
     probed: tuple[Server, dict[str, str]], cases: list[specvlm.Case]
 ) -> None:
     server, environment = probed
@@ -193,7 +194,7 @@ def test_the_draft_pool_holds_exactly_the_pruned_lengths_in_every_round(
     for record in rounds:
         # Of each request: what the target holds, without what was pruned, and one slot more.
         pruned = [tokens + 1 - dropped[rid] for rid, tokens in record["allocated"].items()]
-        assert record["in_use"] == sum(pruned)
+        assert sum(pruned) <= record["in_use"] <= sum(pruned) + GROWTH * len(pruned)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-// Which video tokens are kept: the twin of reference/selection.py, index for index.
+// Which video tokens are kept: the twin of reference/policies.py, index for index.
 
 // What the functions below compute; of any other policy the page shows what was served.
 const COMPUTED = ["specvlm", "specvlm-grid", "attention", "uniform", "uniform-grid", "random",
