@@ -97,34 +97,37 @@ class DraftStart:
         behind
             Its requests that have a draft which missed tokens.
         """
-        draft = self._draft
-        draft.reserve(batch)
-        prompts = []
+        self._draft.reserve(batch)
+        prompts, lost = [], {}
         for one in behind:
-            if not draft.kv.is_warm(one.row):
-                one.state.behind = 0
-                continue
-            total = int(batch.seq_lens_cpu[one.index]) + 1
             missed, one.state.behind = one.state.behind, 0
-            prompt = build_continuation(
-                one.req,
-                total,
-                missed,
-                total - draft.kv.dropped(one.row) - missed,
-                drafted.bonus_tokens[one.index : one.index + 1],
-                family=draft.family,
-                embed_tokens=draft.language_model.get_input_embeddings(),
-                original_positions=draft.original_positions,
-            )
-            prompts.append((one.index, prompt))
-        failures = draft.prefill(batch, prompts, drafted)
+            if not self._draft.kv.is_warm(one.row):
+                continue
+            try:
+                prompts.append((one.index, self._continuation(batch, one, missed, drafted)))
+            except Exception as error:
+                lost[one.index] = error
+        lost |= self._draft.prefill(batch, prompts, drafted)
         for one in behind:
-            if one.index in failures:
+            if one.index in lost:
                 logger.warning(
-                    "SPECVLM: request %s lost its draft: %s", one.req.rid, failures[one.index]
+                    "SPECVLM: request %s lost its draft: %s", one.req.rid, lost[one.index]
                 )
-                draft.kv.free(one.row)
+                self._draft.kv.free(one.row)
                 self._observer.went_cold(1)
+
+    def _continuation(self, batch: Any, one: Complete, missed: int, drafted: Any) -> DraftPrompt:
+        draft, total = self._draft, int(batch.seq_lens_cpu[one.index]) + 1
+        return build_continuation(
+            one.req,
+            total,
+            missed,
+            total - draft.kv.dropped(one.row) - missed,
+            drafted.bonus_tokens[one.index : one.index + 1],
+            family=draft.family,
+            embed_tokens=draft.language_model.get_input_embeddings(),
+            original_positions=draft.original_positions,
+        )
 
     def _prompts(
         self, batch: Any, due: Sequence[Complete], newest_tokens: torch.Tensor
