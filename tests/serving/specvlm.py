@@ -125,8 +125,9 @@ def _video_tokens(target: Path, answer: hf.Answer) -> int:
 
 
 def ask(server: Server, case: Case, **options: Any) -> ChatAnswer:
-    """Send one case; ``retention`` and ``policy`` go into ``custom_params``."""
-    chosen = {key: options.pop(key) for key in ("retention", "policy") if key in options}
+    """Send one case; options of SPECVLM's go into ``custom_params``."""
+    own = ("retention", "policy", "draft_video_tokens")
+    chosen = {key: options.pop(key) for key in own if key in options}
     if chosen:
         options["custom_params"] = {"specvlm": chosen}
     options = {"max_tokens": NEW_TOKENS, **options}

@@ -195,6 +195,9 @@ def drafted_nothing(case: Case, answer: Answer) -> list[str]:
         return []
     if "custom_logit_processor" in case.body:
         return []
+    limit = case.body.get("max_completion_tokens", case.body.get("max_tokens"))
+    if limit is not None and limit <= 2:
+        return []  # Nothing is drafted for one token more.
     cold = specvlm.report(ChatAnswer("", [], [], "", answer.raw))["cold"]
     return [] if cold is None else [f"drafted nothing: {cold}"]
 
