@@ -13,6 +13,7 @@ import openai
 import pytest
 import requests
 
+from specvlm_sglang.draft.kv_cache import GROWTH
 from specvlm_sglang.pruning.registry import shipped_policies
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, TREE, ask, ask_all, launch, meta, report, state
@@ -220,7 +221,7 @@ def test_hidden_states_are_refused_by_their_field(
     assert re.search(wanted, response.text), response.text
 
 
-def test_the_draft_pool_holds_exactly_the_pruned_lengths_while_requests_run(
+def test_the_draft_pool_holds_the_pruned_lengths_and_a_little_ahead_while_requests_run(
     serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
 ) -> None:
     server = serve(vl_target, *launch(vl_draft, *CHAIN))
@@ -249,9 +250,9 @@ def test_the_draft_pool_holds_exactly_the_pruned_lengths_while_requests_run(
     prompt = len(server.chat(cases[1].messages, max_tokens=1).prompt_ids)
     kept = max(1, int(cases[1].video_tokens * 0.25 + 1e-6))
     shortest = prompt - cases[1].video_tokens + kept + 1
-    # Prefill, answer, and SGLang's reserve of two rounds.
+    # Prefill, answer, SGLang's reserve of two rounds, and what a row takes ahead.
     assert shortest <= min(busy)
-    assert max(busy) <= shortest + 200 + 2 * 2 * 4
+    assert max(busy) <= shortest + 200 + 2 * 2 * 4 + GROWTH
 
 
 def test_the_draft_pool_is_empty_after_many_requests_with_random_aborts(
