@@ -75,7 +75,7 @@ def agree_on_room(group: Any, device: torch.device | str, needed: int) -> Except
     free = free_bytes(device)
     if free < needed:
         short = MemoryError(
-            f"the draft needs about {needed >> 20} MB for a while, {free >> 20} free"
+            f"the draft needs about {needed >> 20} MB for a while, {free >> 20} MB free"
         )
     return agree(group, short)
 
