@@ -8,6 +8,8 @@ import torch
 from sglang.srt.speculative.eagle_utils import organize_draft_results
 from sglang.srt.speculative.spec_utils import select_top_k_tokens
 
+from specvlm_sglang.copies import to_device
+
 
 class Undrafted:
     """Chains or trees of token 0, of the shape that drafting would give; costs no forward pass.
@@ -43,7 +45,7 @@ class Undrafted:
             [level[2] for level in drawn],
             nodes,
         )
-        self._shape = tuple(tensor.to(device) for tensor in shape)
+        self._shape = tuple(to_device(tensor, device) for tensor in shape)
 
     def drafts(self, batch_size: int) -> tuple[Any, Any, Any, None]:
         """What `draft_forward` returns: parents, score indices and tokens, no probabilities."""
