@@ -295,13 +295,17 @@ class Requests:
             found.append(Complete(index, req, state, state.filled + state.behind))
         return found
 
-    def behind(self, reqs: Sequence[Any]) -> list[Complete]:
-        """Requests of a batch whose draft has begun and missed tokens."""
+    def behind(self, reqs: Sequence[Any], lengths: torch.Tensor | None) -> list[Complete]:
+        """Requests of a batch whose draft has begun and missed tokens.
+
+        ``lengths`` are SGLang's, on the host; None only where no draft rests.
+        """
         found = []
         for index, req in enumerate(reqs):
             state = self.of(req)
             if state.behind and state.filled is None and not (req.finished() or req.is_retracted):
-                found.append(Complete(index, req, state, 0))
+                assert lengths is not None
+                found.append(Complete(index, req, state, int(lengths[index])))
         return found
 
     def drafted(self, reqs: Sequence[Any]) -> list[Any]:

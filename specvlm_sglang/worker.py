@@ -200,7 +200,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self._begin_drafts(batch, due, batch.spec_info)
         for one in due:
             one.publish(shown(one.report, self.observer))
-        behind = self.requests.behind(batch.reqs)
+        behind = self.requests.behind(batch.reqs, batch.seq_lens_cpu)
         if behind:
             with draft_tp_context(self.draft_worker.parallel_layout):
                 self._start.catch_up(batch, behind, batch.spec_info)
@@ -269,7 +269,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             self.emitted.begin(one.row, looks_back(req), req.output_ids, newest)
             self.observer.finished_prefill(one.report)
         # Who asks what was selected gets it with the first token.
-        asked = [one for one in self.requests.due(batch.reqs) if one.state.options.detail]
+        asked = [one for one in complete if one.state.options.detail and one.report.pending]
         self._begin_drafts(batch, asked, output.next_draft_input)
         publish(output, len(batch.reqs), complete, self.observer)
         self._draft_worker.note_kv()

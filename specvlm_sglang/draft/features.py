@@ -17,9 +17,10 @@ from specvlm_sglang.models import ModelFamily
 from specvlm_sglang.report.phases import PhaseClock
 
 LEAST_CACHE_BYTES = 256 << 20
-_TOWER_WIDTH = 8
 CACHE_SHARE = 1 / 128
 """Of the device's memory: on 80 GB, features of 90,000 tokens of a 7B draft."""
+_TOWER_WIDTH = 8
+"""What a tower holds for a while, in sizes of its pixels; a guess on the safe side."""
 
 
 def default_cache_bytes(device: torch.device | str) -> int:

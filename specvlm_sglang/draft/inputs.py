@@ -95,7 +95,7 @@ class PromptPart:
         ids = self.prompt.mrope_positions
         if ids is None or self.prompt.first == 0:
             return ids
-        return torch.nn.functional.pad(ids, (self.prompt.first, 0))
+        return pad(ids, (self.prompt.first, 0))
 
 
 def split_into_passes(

@@ -71,7 +71,7 @@ class Costs:
             self.seconds[steps] = known + _TIME_WEIGHT * (seconds - known)
 
     def of(self, steps: int) -> float:
-        """Seconds of a round of ``steps``; 0 of nothing measured is 1, and a guess in its units."""
+        """Seconds of a round of ``steps``; in plain steps where nothing was measured."""
         known = self.seconds
         if steps in known:
             return known[steps]
@@ -120,6 +120,7 @@ class CostModelPolicy:
         self._last: float | None = None
         self._skip = 1
         self._trial = 0
+        self._before_trial = self.steps
         self._size = 1
         self._graph_sizes: list[int] | None = None
 

@@ -93,7 +93,7 @@ class DraftStart:
         Parameters
         ----------
         batch, drafted
-            As for `begin`, of a round. The host knows the lengths.
+            As for `begin`, of a round.
         behind
             Its requests that have a draft which missed tokens.
         """
@@ -104,7 +104,7 @@ class DraftStart:
             if not self._draft.kv.is_warm(one.row):
                 continue
             try:
-                prompts.append((one.index, self._continuation(batch, one, missed, drafted)))
+                prompts.append((one.index, self._continuation(one, missed, drafted)))
             except Exception as error:
                 lost[one.index] = error
         lost |= self._draft.prefill(batch, prompts, drafted)
@@ -116,8 +116,8 @@ class DraftStart:
                 self._draft.kv.free(one.row)
                 self._observer.went_cold(1)
 
-    def _continuation(self, batch: Any, one: Complete, missed: int, drafted: Any) -> DraftPrompt:
-        draft, total = self._draft, int(batch.seq_lens_cpu[one.index]) + 1
+    def _continuation(self, one: Complete, missed: int, drafted: Any) -> DraftPrompt:
+        draft, total = self._draft, one.filled + 1
         return build_continuation(
             one.req,
             total,

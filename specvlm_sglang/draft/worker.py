@@ -340,8 +340,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def drop(self, reqs: Sequence[Any]) -> None:
         """Free the drafts of these requests: they go on without."""
-        rows = [req.kv.req_pool_idx for req in reqs]
-        for row in rows:
+        for row in (req.kv.req_pool_idx for req in reqs):
             if self.kv.is_warm(row):
                 logger.info("SPECVLM: a draft that keeps missing was dropped")
                 self.kv.free(row)
