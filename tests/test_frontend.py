@@ -47,6 +47,11 @@ def test_models_whose_prompts_state_times_refuse_frames_without(model_type: str)
     check_model_type("qwen2_5_vl")
 
 
+def test_models_of_other_processors_refuse_frames_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"qwen2_vl and qwen2_5_vl, not with glm4v: .*video_url"):
+        check_model_type("glm4v")
+
+
 def test_no_frames_are_refused(clip_paths: list[Path]) -> None:
     with pytest.raises(ValueError, match="num_frames=0"):
         encode_frames(str(clip_paths[0]), 0)

@@ -4,7 +4,8 @@
         [--prompts short=100 questions=100 2k=100 8k=100] [--minutes 60] [--policies NAME ...]
 
 Every prompt is read and answered by the target once (files in ``--work``), then the draft is shown
-what each policy keeps. Answers are greedy, in float32, by transformers and the NumPy reference.
+what each policy keeps. What ``rounds.json`` in ``--out`` has already is not measured again. Answers
+are greedy, in float32, by transformers and the NumPy reference.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def main() -> None:
     )
     target, draft = Reader(arguments.target), Reader(arguments.draft)
     record = Record(arguments.work / ("tuning.jsonl" if arguments.tuning else "rounds.jsonl"))
+    if (arguments.out / "rounds.json").exists() and not arguments.tuning:
+        record.adopt(arguments.out / "rounds.json")
+    names = [str(one) for one in chosen]
     console, stop = Console(), time.monotonic() + 60 * arguments.minutes
     clips = dict.fromkeys(wanted, 0)
     while time.monotonic() < stop:
@@ -47,18 +51,20 @@ def main() -> None:
             break
         name = min(open_sets, key=lambda name: record.of_clips(name, clips[name]) / wanted[name])
         clip, began = clips[name], time.monotonic()
+        clips[name] += 1
+        if record.is_done(name, clip, names):
+            continue
         prompts = prepared(name, clip, arguments.work, target, draft, tuning=arguments.tuning)
         for number, prompt in enumerate(prompts):
             missing = [one for one in chosen if not record.has(name, clip, number, str(one))]
             if missing:
                 record.add(name, clip, number, prompt, measure(prompt, missing, draft, seed=clip))
-        clips[name] += 1
         seconds = time.monotonic() - began
         console.print(
             f"{name}: clip {clip}, {record.of_clips(name, clip + 1)} prompts, {seconds:.1f} s"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data = record.complete([str(one) for one in chosen])
+    data = record.complete(names)
     if not data:
         raise SystemExit("no prompt is measured under every setting yet: nothing is written")
     (arguments.out / "rounds.json").write_text(json.dumps(data) + "\n")

@@ -113,9 +113,20 @@ def prepared(
     file = folder / f"{name}{'-tuning' if tuning else ''}-{clip}.npz"
     if not file.exists():
         _prepare(name, clip, file, target, draft, tuning)
-    with np.load(file) as stored:
-        for number in range(int(stored["count"])):
-            part = {key: stored[f"{number}/{key}"] for key in Prepared.__annotations__}
+    yield from _read(file)
+
+
+def stored(name: str, folder: Path) -> Iterator[Prepared]:
+    """Yield the prompts of a set that were prepared before."""
+    for file in sorted(folder.glob(f"{name}-[0-9]*.npz")):
+        if not file.name.endswith(".part.npz"):
+            yield from _read(file)
+
+
+def _read(file: Path) -> Iterator[Prepared]:
+    with np.load(file) as parts:
+        for number in range(int(parts["count"])):
+            part = {key: parts[f"{number}/{key}"] for key in Prepared.__annotations__}
             part["clip"], part["kind"] = int(part["clip"]), str(part["kind"])
             part["grid"], part["delta"] = tuple(part["grid"].tolist()), int(part["delta"])
             yield Prepared(**part)

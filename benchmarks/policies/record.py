@@ -34,6 +34,24 @@ class Record:
         self._about[key] = {name: entry[name] for name in ("kind", "video_tokens", "tokens")}
         self._rounds.setdefault(key, {}).update(entry["rounds"])
 
+    def adopt(self, results: Path) -> None:
+        """Take over what `complete` returned once, from a JSON file; it is not appended."""
+        for name, part in json.loads(results.read_text()).items():
+            numbers: dict[int, int] = {}
+            for place, prompt in enumerate(part["prompts"]):
+                clip = prompt["clip"]
+                numbers[clip] = numbers.get(clip, -1) + 1
+                rounds = {setting: found[place] for setting, found in part["rounds"].items()}
+                self._take({"set": name, "number": numbers[clip], **prompt, "rounds": rounds})
+
+    def is_done(self, name: str, clip: int, settings: Sequence[str]) -> bool:
+        """Whether all prompts of a clip were measured; known only where a later clip's were too."""
+        mine = [key for key in self._about if key[:2] == (name, clip)]
+        later = any(key[0] == name and key[1] > clip for key in self._about)
+        return (
+            later and bool(mine) and all(self._rounds[key].keys() >= set(settings) for key in mine)
+        )
+
     def of_clips(self, name: str, clips: int) -> int:
         """Prompts of a set's first clips."""
         return sum(key[0] == name and key[1] < clips for key in self._about)

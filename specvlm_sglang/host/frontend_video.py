@@ -21,6 +21,7 @@ VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 _STATES_TIMES = ("qwen3_vl", "qwen3_vl_moe")
 """Model types whose prompts say when each frame was; the frontend does not send that."""
+_UNDERSTANDS = ("qwen2_vl", "qwen2_5_vl")
 
 Decode = Callable[[str], np.ndarray]
 """From what the frontend sent to uint8 ``[frames, height, width, 3]``."""
@@ -75,16 +76,21 @@ def _is_video(image: Any, prefix: str) -> bool:
 
 
 def check_model_type(model_type: str) -> None:
-    """Raise ``ValueError`` for a model that must know the times of frames."""
+    """Raise ``ValueError`` for a model that cannot be given frames without their times."""
     if model_type in _STATES_TIMES:
         raise ValueError(
             f"sgl.video sends frames without their times, which a prompt of {model_type} states: "
             "send the file as a video_url"
         )
+    if model_type not in _UNDERSTANDS:
+        raise ValueError(
+            f"sgl.video is understood with {' and '.join(_UNDERSTANDS)}, not with {model_type}: "
+            "send the file as a video_url"
+        )
 
 
 def install(prefix: str, decode: Decode) -> None:
-    """Wrap the Qwen-VL processor in this process; idempotent.
+    """Wrap SGLang's processors in this process; idempotent.
 
     Parameters
     ----------
@@ -97,7 +103,7 @@ def install(prefix: str, decode: Decode) -> None:
         async def process_mm_data_async(
             self: Any, image_data: Any, input_text: Any, request_obj: Any, *args: Any, **kwargs: Any
         ) -> Any:
-            images = image_data if isinstance(image_data, list) else [image_data]
+            images = _listed(image_data)
             if isinstance(input_text, str) and any(_is_video(image, prefix) for image in images):
                 check_model_type(self.hf_config.model_type)
                 input_text, image_data, videos = split_media(input_text, images, prefix, decode)
@@ -107,8 +113,21 @@ def install(prefix: str, decode: Decode) -> None:
 
         return process_mm_data_async
 
-    replace_function(
-        "sglang.srt.multimodal.processors.qwen_vl",
-        "QwenVLImageProcessor.process_mm_data_async",
-        make,
-    )
+    def refuse(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def load_mm_data(
+            self: Any, prompt: Any, multimodal_tokens: Any, image_data: Any = None, **kwargs: Any
+        ) -> Any:
+            if any(_is_video(image, prefix) for image in _listed(image_data)):
+                check_model_type(self.hf_config.model_type)
+            return await original(self, prompt, multimodal_tokens, image_data=image_data, **kwargs)
+
+        return load_mm_data
+
+    package = "sglang.srt.multimodal.processors"
+    replace_function(f"{package}.qwen_vl", "QwenVLImageProcessor.process_mm_data_async", make)
+    # What the Qwen-VL processor did not understand, and that of any other family.
+    replace_function(f"{package}.base_processor", "BaseMultimodalProcessor.load_mm_data", refuse)
+
+
+def _listed(media: Any) -> list[Any]:
+    return media if isinstance(media, list) else [media]

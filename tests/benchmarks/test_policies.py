@@ -74,6 +74,23 @@ def test_a_record_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [one["tokens"] for one in data["short"]["prompts"]] == [30, 30]
 
 
+def test_published_rounds_are_taken_over_but_for_the_newest_clip(tmp_path: Path) -> None:
+    chosen = [str(one) for one in settings(["specvlm"], [0.1])]
+    record = Record(tmp_path / "first.jsonl")
+    for clip, number in ((0, 0), (0, 1), (1, 0)):
+        record.add("questions", clip, number, prompt(clip), dict.fromkeys(chosen, 9 + number))
+    published = tmp_path / "rounds.json"
+    published.write_text(json.dumps(record.complete(chosen)))
+    again = Record(tmp_path / "second.jsonl")
+    again.adopt(published)
+    assert again.complete(chosen) == record.complete(chosen)
+    assert again.is_done("questions", 0, chosen)
+    # It may have more questions: who stopped there is not known.
+    assert not again.is_done("questions", 1, chosen)
+    assert not again.is_done("questions", 0, [*chosen, "uniform@0.1"])
+    assert not again.is_done("short", 0, chosen)
+
+
 def test_prompts_about_one_clip_are_drawn_together() -> None:
     rng = np.random.default_rng(0)
     of_clip = rng.integers(8, 20, 12)

@@ -5,6 +5,8 @@ A family's first server does nearly everything; the others differ in what only a
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +22,15 @@ import torch
 
 from reference.selection import select_video_tokens
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.frontend import encode_frames
+from specvlm_sglang.host.frontend_video import IMAGE
 from specvlm_sglang.models import family_of
 from specvlm_sglang.models.configs import read_config
+from specvlm_sglang.tools.bench.template import Template
+from specvlm_sglang.tools.chat import data_url
+from specvlm_sglang.tools.client import ask as ask_natively
 from specvlm_sglang.tools.launch import specvlm_arguments
+from specvlm_sglang.tools.visualize.run import ask_for_page
 from tests.serving.specvlm import CHAIN, TREE, meta, report, state
 from tests.support import clips, probe
 from tests.support.families import FAMILIES, Family
@@ -291,9 +299,42 @@ def check_draft_logits(
         torch.testing.assert_close(record["logits"], expected[:size], atol=LOGIT_ATOL, rtol=1e-3)
         if record["kind"] == "prefill" and given.positions is not None:
             found = record["mrope_positions"][:, :-1]
-            assert torch.equal(found, given.positions[:, columns])
+            assert torch.equal(found, given.positions[:, columns[record["first"] :]])
     assert generated[: len(answer.output_ids)] == answer.output_ids
     return rounds
+
+
+def test_the_tools_take_the_family(chain: Probed, pair: Pair, clip_paths: list[Path]) -> None:
+    server, _ = chain
+    (clip, *_), question = clip_paths, "What happens?"
+    page = ask_for_page(
+        server.url, clip, question, retention=0.3, policy="specvlm", max_tokens=NEW_TOKENS
+    )
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    asked = server.chat(user(clip, question), max_tokens=1, return_meta_info=True)
+    assert math.prod(data["grid"]) == report(asked)["video_tokens"] == len(data["scores"])
+    assert len(data["frames"]) == data["grid"][0]
+    # What `specvlm bench` sends to /generate has the prompt that the chat interface makes.
+    prompt = Template(str(pair.target)).render([(question, None)])
+    assert ask_natively(server.url, prompt, [data_url(clip)], 4).prompt_tokens == len(
+        asked.prompt_ids
+    )
+
+
+def test_frames_of_a_frontend_program_are_understood_or_refused_with_the_way_out(
+    chain: Probed, pair: Pair, clip_paths: list[Path]
+) -> None:
+    body = {
+        "text": f"{IMAGE}What happens?",
+        "image_data": [encode_frames(str(clip_paths[0]), 8)],
+        "sampling_params": {"max_new_tokens": 4, "temperature": 0},
+    }
+    answer = requests.post(f"{chain[0].url}/generate", json=body, timeout=300)
+    if pair.family.name == "Qwen2-VL":
+        assert answer.json()["meta_info"]["specvlm"]["video_tokens"] > 0
+    else:
+        assert answer.status_code == 400
+        assert "send the file as a video_url" in answer.text
 
 
 def test_aborts_leave_no_draft_behind(chain: Probed, cases: dict[str, Case]) -> None:
@@ -377,4 +418,18 @@ def test_trees_of_drafts_change_no_token(serve: Any, pair: Pair, cases: dict[str
     ]
     for at_once in (1, 8):
         assert_own_tokens(jobs, ask_all(server, jobs, at_once=at_once))
+    assert state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_change_no_token(serve: Any, pair: Pair, cases: dict[str, Case]) -> None:
+    draft = (*specvlm_arguments(pair.target), *CHAIN)
+    server = serve(pair.target, *FLOAT32, *CHUNKS, *draft, "--tp-size", "2")
+    assert server.server_info()["tp_size"] == 2
+    jobs: list[Job] = [
+        (case, {"retention": retention}) for retention, case in product((0.1, 1.0), cases.values())
+    ]
+    answers = ask_all(server, jobs, at_once=4)
+    assert_own_tokens(jobs, answers)
+    assert not [report(answer) for answer in answers if report(answer)["cold"]]
     assert state(server)["draft_kv_tokens_in_use"] == 0

@@ -11,7 +11,7 @@ from tests.support.checkpoints import DRAFT, DRAFT_VISION
 from tests.support.family_hf import Reference
 from tests.support.glm_checkpoints import glm4v
 from tests.support.glm_hf import GlmReference
-from tests.support.internvl_checkpoints import DRAFT_TOWER, internvl
+from tests.support.internvl_checkpoints import DRAFT_TOWER, LANGUAGES, internvl
 from tests.support.internvl_hf import InternVLReference
 from tests.support.qwen_vl_checkpoints import (
     QWEN2_VL_SIZE,
@@ -60,5 +60,15 @@ FAMILIES = (
     Family("Qwen3-VL-MoE", partial(qwen3_vl, experts=True), _QWEN3_DRAFT, ending=2),
     Family("Qwen2-VL", qwen2_vl, _QWEN2_DRAFT, reference=partial(Reference, size=QWEN2_VL_SIZE)),
     Family("GLM-V", glm4v, _GLM_DRAFT, ending=1, reference=GlmReference),
-    Family("InternVL", internvl, _INTERNVL_DRAFT, ending=2, reference=InternVLReference),
+    Family("GLM-V-MoE", partial(glm4v, experts=True), _GLM_DRAFT, ending=1, reference=GlmReference),
+    *(
+        Family(
+            f"InternVL-{language}",
+            partial(internvl, language=language),
+            _INTERNVL_DRAFT,
+            ending=2,
+            reference=InternVLReference,
+        )
+        for language in LANGUAGES
+    ),
 )

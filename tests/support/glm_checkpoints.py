@@ -1,4 +1,4 @@
-"""Complete Hugging Face directories of random GLM-4.1V models; see `checkpoints`."""
+"""Complete Hugging Face directories of random GLM-4.1V and GLM-4.5V models; see `checkpoints`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from transformers import (
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm4vImageProcessor,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    PreTrainedModel,
 )
 from transformers.tokenization_utils_base import AddedToken
 
@@ -39,6 +42,17 @@ _TEMPLATE = CHAT_TEMPLATE.replace(
 ).replace(
     "<|vision_start|><|video_pad|><|vision_end|>", "<|begin_of_video|><|video|><|end_of_video|>"
 )
+EXPERTS = {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+}
 
 
 def glm4v(
@@ -47,8 +61,9 @@ def glm4v(
     vision: VisionShape = TARGET_VISION,
     *,
     seed: int = 0,
+    experts: bool = False,
 ) -> Path:
-    """Write a GLM-4.1V checkpoint.
+    """Write a GLM-4.1V checkpoint, or one of GLM-4.5V.
 
     Parameters
     ----------
@@ -58,6 +73,8 @@ def glm4v(
         Sizes of language model and vision tower; its window and limits of tokens are not used.
     seed
         Of the weights.
+    experts
+        GLM-4.5V: `EXPERTS` in each decoder layer but the first.
     """
     tokenizer = build_tokenizer(shape.text_tokens)
     tokenizer.add_tokens(
@@ -71,20 +88,24 @@ def glm4v(
         "partial_rotary_factor": 0.5,
         "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
     }
-    config = Glm4vConfig(
-        text_config=text,
-        vision_config={
+    fields: dict[str, Any] = {
+        "text_config": text | (EXPERTS if experts else {}),
+        "vision_config": {
             "depth": vision.layers,
             "hidden_size": vision.hidden,
             "num_heads": vision.heads,
             "intermediate_size": vision.intermediate,
             "out_hidden_size": shape.hidden,
         },
-        tie_word_embeddings=False,
+        "tie_word_embeddings": False,
         **{name: tokenizer.convert_tokens_to_ids(word) for name, word in _WORDS.items()},
-    )
+    }
     with torch.random.fork_rng(devices=[]):
-        model = Glm4vForConditionalGeneration(config)
+        model: PreTrainedModel
+        if experts:
+            model = Glm4vMoeForConditionalGeneration(Glm4vMoeConfig(**fields))
+        else:
+            model = Glm4vForConditionalGeneration(Glm4vConfig(**fields))
     _write(directory, model, tokenizer, seed=seed, family=0, dtype=torch.float32, mixing=None)
     processor = Glm4vProcessor(
         image_processor=Glm4vImageProcessor(),

@@ -16,6 +16,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.tokenization_utils_base import AddedToken
 
 from tests.support.checkpoints import TARGET, LanguageShape, _language_fields, _write
+from tests.support.qwen_vl_checkpoints import EXPERTS
 from tests.support.tokenizer import build_tokenizer
 
 TILE, PATCH = 448, 56
@@ -36,6 +37,11 @@ class TowerShape:
 
 TARGET_TOWER = TowerShape()
 DRAFT_TOWER = TowerShape(hidden=32, layers=2, heads=1)
+LANGUAGES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 _VISION_NAMES = {
     "model.vision_tower.": "vision_model.",
@@ -71,7 +77,7 @@ def internvl(
     seed
         Of the weights.
     language
-        ``qwen2`` or ``qwen3``.
+        One of `LANGUAGES`, by transformers' ``model_type``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(shape.text_tokens)
@@ -87,8 +93,10 @@ def internvl(
         "model_type": language,
         "tie_word_embeddings": False,
     }
-    if language == "qwen3":
+    if language != "qwen2":
         text["head_dim"] = shape.head_dim
+    if language == "qwen3_moe":
+        text |= EXPERTS
     config = InternVLConfig(
         vision_config={
             "hidden_size": tower.hidden,
@@ -147,12 +155,22 @@ def _published(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 weights[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")
             ]
             tensor = torch.cat(parts)
-        renamed[new] = tensor.contiguous().clone()
-    return renamed
+        renamed |= {new: tensor} if ".experts." not in new else _expert_by_expert(new, tensor)
+    return {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
+
+
+def _expert_by_expert(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tensors of each expert; transformers has one, ``[experts, outputs, inputs]``."""
+    prefix, _, kind = name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj")}.get(kind, (kind,))
+    return {
+        f"{prefix}.{expert}.{part}.weight": half
+        for expert, weights in enumerate(tensor)
+        for part, half in zip(parts, weights.chunk(len(parts)), strict=True)
+    }
 
 
 def _published_config(text: dict[str, Any], tower: TowerShape) -> dict[str, Any]:
-    language = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[text["model_type"]]
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -169,7 +187,7 @@ def _published_config(text: dict[str, Any], tower: TowerShape) -> dict[str, Any]
         "tie_word_embeddings": False,
         "llm_config": {
             **text,
-            "architectures": [language],
+            "architectures": [LANGUAGES[text["model_type"]]],
             "rope_theta": text["rope_parameters"]["rope_theta"],
         },
         "vision_config": {

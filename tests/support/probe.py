@@ -124,6 +124,7 @@ def _probed(worker_class: type) -> type:
                             mrope_positions=_copy(part.prompt.mrope_positions),
                             positions=_copy(part.prompt.positions),
                             in_parts=part.start > 0,
+                            first=part.prompt.first,
                         )
                 return logits
 

@@ -71,10 +71,21 @@ SERVER: dict[str, tuple[Symbol, ...]] = {
             "sglang.srt.multimodal.processors.qwen_vl:QwenVLImageProcessor.process_mm_data_async",
             ("image_data", "input_text", "request_obj"),
         ),
+        Symbol(
+            "sglang.srt.multimodal.processors.base_processor:BaseMultimodalProcessor.load_mm_data",
+            ("prompt", "multimodal_tokens", "image_data"),
+        ),
         *fields("sglang.srt.managers.io_struct:GenerateReqInput", "image_data", "video_data"),
     ),
     # What `specvlm doctor` does before it looks at the other rooms.
     "doctor": (Symbol("sglang.srt.plugins:load_plugins"),),
+    # Prompts of `specvlm bench`.
+    "chat templates": (
+        Symbol("sglang.srt.parser.conversation:get_conv_template_by_model_path", ("model_path",)),
+        Symbol("sglang.srt.parser.conversation:generate_chat_conv", ("request", "template_name")),
+        Symbol("sglang.srt.parser.conversation:Conversation.get_prompt", ("self",)),
+        Symbol("sglang.srt.entrypoints.openai.protocol:ChatCompletionRequest"),
+    ),
     "frontend programs": (
         Symbol("sglang.lang.interpreter:encode_video_base64", ("video_path", "num_frames")),
     ),
