@@ -71,16 +71,19 @@ class DraftFeatures:
         """Whether the features of one ``MultimodalDataItem`` are here."""
         return self._cached(item) is not None
 
-    def bytes_to_encode(self, mm_inputs: Any) -> int:
+    def bytes_to_encode(self, mm_inputs: Any, begin: int = 0) -> int:
         """What encoding these ``MultimodalInputs`` takes for a while, estimated from their pixels.
 
         A tower is several times as wide as its input for as long as it runs; items are encoded one
-        after another.
+        after another. Those that end before token ``begin`` are not needed.
         """
         items = [] if mm_inputs is None else mm_inputs.mm_items
-        pixels_ = [item.feature for item in items if not self.has(item)]
+        pixels_ = [item.feature for item in items if not self._is_here(item, begin)]
         sizes = [one.nbytes for one in pixels_ if isinstance(one, torch.Tensor)]
         return _TOWER_WIDTH * max(sizes, default=0)
+
+    def _is_here(self, item: Any, begin: int) -> bool:
+        return self.has(item) or item.offsets[-1][1] < begin
 
     def _cached(self, item: Any) -> torch.Tensor | None:
         cached = self._cache.get(item.hash) if item.hash is not None else None

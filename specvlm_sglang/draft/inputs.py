@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,56 @@ class DraftPrompt:
     def stop(self) -> int:
         """Length of the draft after it."""
         return self.first + self.tokens
+
+    def part(self, start: int, stop: int) -> DraftPrompt:
+        """Its tokens from ``start`` to ``stop``, counted from 0."""
+        own, mrope = slice(start, stop), self.mrope_positions
+        return DraftPrompt(
+            self.embeddings[own],
+            self.input_ids[own],
+            None if mrope is None else mrope[:, own],
+            None if self.positions is None else self.positions[own],
+            None if self.deepstack is None else self.deepstack[own],
+            self.first + start,
+        )
+
+    def copied(self) -> DraftPrompt:
+        """The same in memory of its own: a part no longer holds the whole."""
+
+        def copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.clone()
+
+        return DraftPrompt(
+            self.embeddings.clone(),
+            self.input_ids.clone(),
+            copy(self.mrope_positions),
+            copy(self.positions),
+            copy(self.deepstack),
+            self.first,
+        )
+
+    def after(self, tail: DraftPrompt | None, first: int) -> DraftPrompt:
+        """This prompt behind ``tail``; the draft's cache holds ``first`` tokens before both."""
+        if tail is None:
+            return replace(self, first=first)
+
+        def joined(one: torch.Tensor | None, two: torch.Tensor | None) -> torch.Tensor | None:
+            return None if one is None or two is None else torch.cat([one, two])
+
+        mrope = None
+        if tail.mrope_positions is not None and self.mrope_positions is not None:
+            mrope = torch.cat([tail.mrope_positions, self.mrope_positions], dim=1)
+        deepstack = self.deepstack
+        if tail.deepstack is not None and deepstack is None:
+            deepstack = tail.deepstack.new_zeros((self.tokens, tail.deepstack.shape[1]))
+        return DraftPrompt(
+            torch.cat([tail.embeddings, self.embeddings]),
+            torch.cat([tail.input_ids, self.input_ids]),
+            mrope,
+            joined(tail.positions, self.positions),
+            joined(tail.deepstack, deepstack),
+            first,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +237,7 @@ class EncodedPrompt:
         return self.features[to_device(rows, self.features.device)]
 
 
-def encode_prompt(req: Any, filled: int, features: DraftFeatures) -> EncodedPrompt:
+def encode_prompt(req: Any, filled: int, features: DraftFeatures, begin: int = 0) -> EncodedPrompt:
     """Encode the images and videos of SGLang's ``Req``, or take them from the cache.
 
     Parameters
@@ -198,6 +248,8 @@ def encode_prompt(req: Any, filled: int, features: DraftFeatures) -> EncodedProm
         Tokens that the target has processed.
     features
         The draft's.
+    begin
+        Items that end before this token are left out.
 
     Raises
     ------
@@ -208,6 +260,8 @@ def encode_prompt(req: Any, filled: int, features: DraftFeatures) -> EncodedProm
     encoded: list[torch.Tensor] = []
     rows = 0
     for item in [] if req.multimodal_inputs is None else req.multimodal_inputs.mm_items:
+        if item.offsets[-1][1] < begin:
+            continue
         encoded.append(features.of(item))
         for first, last in item.offsets:
             count = last - first + 1
@@ -231,6 +285,7 @@ def build_draft_prompt(
     original_positions: bool = False,
     encoded: EncodedPrompt | None = None,
     kept_features: torch.Tensor | None = None,
+    begin: int = 0,
 ) -> DraftPrompt:
     """Gather the kept tokens of one request; no host sync.
 
@@ -254,11 +309,13 @@ def build_draft_prompt(
         By default the prompt is encoded here.
     kept_features
         ``[K, hidden]``, read in place of the kept video tokens' own.
+    begin
+        Leave out what stands before this token of the prompt; all after it is kept then.
     """
     device = newest_token.device
-    kept = _kept_positions(prompt, filled, kept_video_indices, device)
-    ids = torch.from_numpy(_first_ids(req, filled))
-    encoded = encode_prompt(req, filled, features) if encoded is None else encoded
+    kept = _kept_positions(prompt, filled, kept_video_indices, device)[begin:]
+    ids = torch.from_numpy(first_ids(req, filled))
+    encoded = encode_prompt(req, filled, features, begin) if encoded is None else encoded
     ids[torch.from_numpy(encoded.rows) >= 0] = 0
     kept_ids = torch.cat([to_device(ids, device)[kept], newest_token.long()])
     embeddings, deepstack = embed_tokens(kept_ids), None
@@ -325,7 +382,7 @@ def build_continuation(
     return DraftPrompt(embed_tokens(ids), ids, positions, places, first=first)
 
 
-def _first_ids(req: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def first_ids(req: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The first ``count`` ids of a request's prompt and answer."""
     prompt = np.array(req.origin_input_ids[:count], dtype=np.int64)
     generated = np.array(req.output_ids[: count - len(prompt)], dtype=np.int64)

@@ -23,6 +23,9 @@ from typing import Any
 
 import torch
 
+from specvlm_sglang.copies import LateFlag
+from specvlm_sglang.draft.inputs import DraftPrompt
+from specvlm_sglang.draft.prefixes import CACHED_SHARE, Prefix, Prefixes
 from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.host.mrope import MRopeDeltas
 
@@ -67,6 +70,9 @@ class DraftKVCache:
         """Draft length minus target length, per row; `COLD` for rows without draft KV."""
         self.mrope_deltas = MRopeDeltas(rows, table.device)
         """What a drafted token's M-RoPE id is above its place in the draft, per row; 0 if cold."""
+        self.prefixes = Prefixes(int(CACHED_SHARE * self.capacity))
+        """Beginnings of prompts that several rows may read, one after another or together."""
+        self._readers: dict[int, Prefix] = {}
         self._returned: list[torch.Tensor] = []
         self._emptied: set[int] = set()
         self.on_freed: Callable[[], None] = lambda: None
@@ -74,8 +80,10 @@ class DraftKVCache:
 
     @property
     def slots_in_use(self) -> int:
-        """Slots that rows hold now."""
-        return sum(self._allocated)
+        """Slots that rows read now; those of a prefix count once."""
+        read = list(self._readers.values())
+        shared = {id(prefix): prefix.held for prefix in read}
+        return sum(self._allocated) - sum(one.held for one in read) + sum(shared.values())
 
     def is_warm(self, row: int) -> bool:
         """Whether ``row`` holds draft KV."""
@@ -86,7 +94,13 @@ class DraftKVCache:
         return self._dropped[row]
 
     def admit(
-        self, row: int, *, draft_length: int, target_length: int, mrope_delta: int = 0
+        self,
+        row: int,
+        *,
+        draft_length: int,
+        target_length: int,
+        mrope_delta: int = 0,
+        prefix: Prefix | None = None,
     ) -> bool:
         """Give ``row`` room for its draft prompt.
 
@@ -100,6 +114,8 @@ class DraftKVCache:
             Tokens of the target's prompt.
         mrope_delta
             What a generated token's M-RoPE id is above its place in the target.
+        prefix
+            One of `prefixes`, whose slots are the row's first.
 
         Returns
         -------
@@ -108,7 +124,10 @@ class DraftKVCache:
         """
         self.free(row)
         self.settle()
+        if prefix is not None:
+            self._read(row, prefix)
         if not self._grow(row, draft_length):
+            self.free(row)
             return False
         self._dropped[row] = target_length + 1 - draft_length
         self._warm[row] = True
@@ -117,6 +136,55 @@ class DraftKVCache:
         self.offsets[own] = draft_length - target_length
         self.mrope_deltas.set(row, mrope_delta + self._dropped[row])
         return True
+
+    def _read(self, row: int, prefix: Prefix) -> None:
+        prefix.users += 1
+        self._readers[row] = prefix
+        self._allocated[row] = prefix.held
+        self.req_to_token_pool.req_to_token[row, : prefix.held] = prefix.slots.to(torch.int32)
+
+    def share(
+        self,
+        row: int,
+        key: bytes,
+        prompt: DraftPrompt,
+        tokens: int,
+        filled: int,
+        *,
+        fallback: LateFlag | None = None,
+    ) -> None:
+        """Keep the first ``tokens`` of a row's draft prompt for other requests.
+
+        Parameters
+        ----------
+        row
+            Whose prompt is prefilled, without any prefix.
+        key
+            Under which `prefixes` knows them.
+        prompt
+            The row's draft prompt, from its first token on.
+        tokens
+            How many, of which whole pages stay in the cache.
+        filled
+            Tokens of the target's prompt that they stand for.
+        fallback
+            Whether the policy had nothing to rank by, where that may be.
+        """
+        whole = tokens // self.page_size * self.page_size
+        if not whole or whole > self.prefixes.capacity or self.prefixes.knows(key):
+            return
+        slots = torch.cat(self._slots[row])
+        self._slots[row] = [slots[whole:]] if whole < slots.shape[0] else []
+        tail = prompt.part(whole, tokens).copied() if tokens > whole else None
+        prefix = Prefix(slots[:whole].clone(), tail, filled, fallback, users=1)
+        self._readers[row] = prefix
+        self._return(self.prefixes.add(key, prefix))
+
+    def _return(self, slots: list[torch.Tensor]) -> None:
+        """Give slots back now; on the forward stream, behind what is queued."""
+        if slots:
+            # Whole pages, each row's one after another: no page needs to be looked for.
+            self.allocator.free_segment(torch.cat(slots), start_pos=0)
 
     def reserve(self, rows: Sequence[int], target_lengths: Sequence[int]) -> list[int]:
         """Grow warm rows to hold what the target has allocated for them.
@@ -158,7 +226,10 @@ class DraftKVCache:
             return True
         missing = -(-missing // self.page_size) * self.page_size
         start = self._allocated[row]
-        if start + missing > self.width or missing > self.allocator.available_size():
+        if start + missing > self.width:
+            return False
+        self._return(self.prefixes.make_room(missing - self.allocator.available_size()))
+        if missing > self.allocator.available_size():
             return False
         slots = self.allocator.alloc(missing)
         if slots is None:
@@ -216,7 +287,11 @@ class DraftKVCache:
 
     def free(self, row: int) -> None:
         """Take back the slots of ``row``; it is cold from now on. Idempotent, from any stream."""
-        held = self._slots[row]
+        held, prefix = self._slots[row], self._readers.pop(row, None)
+        if prefix is not None:
+            prefix.users -= 1
+            if prefix.is_forgotten and not prefix.users:
+                held = [*held, prefix.slots]
         self._returned += held
         self._slots[row] = []
         self._allocated[row] = 0
@@ -228,9 +303,7 @@ class DraftKVCache:
 
     def settle(self) -> None:
         """Do on the device what `free` noted; on the forward stream, behind what is queued."""
-        if self._returned:
-            # Whole pages, each row's one after another: no page needs to be looked for.
-            self.allocator.free_segment(torch.cat(self._returned), start_pos=0)
+        self._return(self._returned)
         self._returned = []
         for row in self._emptied:
             own = slice(row, row + 1)
@@ -248,6 +321,7 @@ class DraftKVCache:
         for row, allocated in enumerate(self._allocated):
             if allocated:
                 self.free(row)
+        self._returned += self.prefixes.clear()
 
     def reset_allocator(self) -> None:
         """Called after the target's allocator was cleared; ours is emptied row by row."""

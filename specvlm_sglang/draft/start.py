@@ -7,7 +7,7 @@ draft, so it leaves before one is made, and an answer that ends with it never ge
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from specvlm_sglang.draft.inputs import (
     draft_length,
     encode_prompt,
 )
+from specvlm_sglang.draft.prefixes import Prefix, end_of_videos, key_of
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host.ranks import (
     OTHER_RANK,
@@ -80,12 +81,25 @@ class DraftStart:
             SGLang's ``EagleDraftInput`` of the batch. Its ``bonus_tokens`` are the newest tokens;
             in ``topk_p`` and ``topk_index`` these requests get what the draft proposes next.
         """
-        prompts = self._prompts(batch, due, drafted.bonus_tokens)
+        keys = {one.index: key_of(one.req, one.state) for one in due}
+        prompts = self._prompts(batch, due, drafted.bonus_tokens, keys)
         failures = self._draft.prefill(batch, prompts, drafted)
+        complete = {index: prompt for index, prompt in prompts if not prompt.first}
         for one in due:
+            key = keys[one.index]
             if one.index in failures:
                 self._go_cold(one, failures[one.index])
+            elif key is not None and one.index in complete:
+                self._share(one, key, complete[one.index])
             self._observer.began(one.report)
+
+    def _share(self, one: Complete, key: bytes, prompt: DraftPrompt) -> None:
+        """Keep what the draft computed up to the end of the videos, for further questions."""
+        filled = end_of_videos(one.state)
+        tokens = filled - one.state.layout.video_tokens + one.state.kept_video_tokens
+        self._draft.kv.share(
+            one.row, key, prompt, tokens, filled, fallback=one.report.late_fallback
+        )
 
     def catch_up(self, batch: Any, behind: Sequence[Complete], drafted: Any) -> None:
         """Prefill the draft with what it missed while it rested; on all ranks alike.
@@ -130,13 +144,18 @@ class DraftStart:
         )
 
     def _prompts(
-        self, batch: Any, due: Sequence[Complete], newest_tokens: torch.Tensor
+        self,
+        batch: Any,
+        due: Sequence[Complete],
+        newest_tokens: torch.Tensor,
+        keys: Mapping[int, bytes | None],
     ) -> list[tuple[int, DraftPrompt]]:
         """Draft prompts of the requests that got room, by their place in the batch."""
         prompts = []
         for one in due:
+            prefix = self._draft.kv.prefixes.get(keys[one.index])
             try:
-                prompt = self._prompt(one, newest_tokens[one.index : one.index + 1])
+                prompt = self._prompt(one, newest_tokens[one.index : one.index + 1], prefix)
             except Exception as error:
                 self._go_cold(one, error)
             else:
@@ -153,7 +172,9 @@ class DraftStart:
                 self._go_cold(one, RuntimeError(OTHER_RANK))
         return [(index, prompt) for index, prompt in prompts if index not in lost]
 
-    def _prompt(self, one: Complete, newest_token: torch.Tensor) -> DraftPrompt | None:
+    def _prompt(
+        self, one: Complete, newest_token: torch.Tensor, prefix: Prefix | None
+    ) -> DraftPrompt | None:
         """One request's draft prompt; None where its draft has no room, as its report says."""
         state, req, draft = one.state, one.req, self._draft
         if not draft.kv.admit(
@@ -161,16 +182,18 @@ class DraftStart:
             draft_length=draft_length(state.layout, one.filled, state.kept_video_tokens),
             target_length=one.filled,
             mrope_delta=mrope_delta(req.multimodal_inputs),
+            prefix=prefix,
         ):
             one.report.cold = POOL_FULL
             return None
-        needed = draft.features.bytes_to_encode(req.multimodal_inputs)
+        begin = 0 if prefix is None else prefix.filled
+        needed = draft.features.bytes_to_encode(req.multimodal_inputs, begin)
         short = agree_on_room(get_parallel().tp_group, draft.device, needed)
         if short is not None:
             raise short
-        encoded = cache(lambda: encode_prompt(req, one.filled, draft.features))
-        kept = self._kept(one, encoded) if state.prunes else None
-        return build_draft_prompt(
+        encoded = cache(lambda: encode_prompt(req, one.filled, draft.features, begin))
+        kept = self._kept(one, encoded) if state.prunes and prefix is None else None
+        prompt = build_draft_prompt(
             req,
             one.filled,
             state.layout,
@@ -182,7 +205,12 @@ class DraftStart:
             original_positions=draft.original_positions,
             encoded=encoded(),
             kept_features=None if kept is None else kept.features,
+            begin=begin,
         )
+        if prefix is None:
+            return prompt
+        one.report.late_fallback, one.report.ranks_by_attention = prefix.fallback, False
+        return prompt.after(prefix.tail, prefix.held)
 
     def _kept(self, one: Complete, encoded: Callable[[], EncodedPrompt]) -> Kept:
         """The kept video tokens; the draft encodes before where its features decide."""
