@@ -1,0 +1,1 @@
+"""Whether ``--speculative-adaptive`` is ever slower than plain decoding or fixed steps."""

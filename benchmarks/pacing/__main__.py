@@ -1,0 +1,127 @@
+"""The adaptive server beside plain decoding and fixed numbers of steps, one load after another.
+
+    python -m benchmarks.pacing --out benchmarks/results/pacing [--draft useless]
+        [--costs "40,0.4,32;3,0.05,32"] [--at-once 1 4 16 32] [--tokens 4 16 64 256] [--rounds 2]
+
+The shipped pair in float32. With ``--costs`` passes take simulated times (`injected`); without,
+what this machine needs. A gain is a median of tokens per second over that of plain decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pacing import injected
+from benchmarks.pacing.run import (
+    ADAPTIVE,
+    PLAIN,
+    Clients,
+    Load,
+    measure,
+    measure_trace,
+    mixed,
+    servers,
+    useless,
+)
+from specvlm_sglang.tools import demo
+from specvlm_sglang.tools.bench.environment import commit, cpu_name
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    loads = [Load(*pair) for pair in product(options.at_once, options.tokens)]
+    trace = mixed(loads, options.repeats, seed=0)
+    with tempfile.TemporaryDirectory(prefix="specvlm-pacing-") as name:
+        folder = Path(name)
+        environment = {}
+        if options.costs:
+            costs = injected.Costs.parse(options.costs)
+            environment = injected.install(folder / "plugin", costs)
+        draft = demo.draft_path()
+        if options.draft == "useless":
+            draft = useless(draft, folder / "draft")
+        with servers(draft, options.steps, folder, environment) as urls:
+            clients = Clients(folder)
+            clients.fill_caches(urls)
+            mix = measure_trace(clients, urls, trace) if options.repeats else {}
+            print("mixed:", {name: round(seconds, 1) for name, seconds in mix.items()}, flush=True)
+            rows: list[dict[str, Any]] = []
+            for load, index, name, seconds, pace in measure(clients, urls, loads, options.rounds):
+                rows.append({**vars(load), "round": index, "server": name, "seconds": seconds})
+                if pace is not None:
+                    rows[-1]["pace"] = pace
+                print(f"{load}, round {index}, {name}: {seconds:.2f} s", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "draft": options.draft,
+        "costs": options.costs,
+        "commit": commit(Path(__file__).parent),
+        "machine": cpu_name(),
+        "mixed_seconds": mix,
+        "trace": [vars(load) for load in trace] if mix else [],
+        "measured": rows,
+    }
+    stem = options.draft + (", simulated costs" if options.costs else "")
+    (options.out / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = table(record)
+    (options.out / f"{stem}.md").write_text(text)
+    print(text)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Gains over plain decoding as Markdown, and how far the adaptive one is from the best."""
+    rows = record["measured"]
+    names = list(dict.fromkeys(row["server"] for row in rows))
+    others = [name for name in names if name != PLAIN]
+    lines = [
+        "| at once | tokens | " + " | ".join(others) + " | adaptive / best | its steps |",
+        "|---" * (len(others) + 4) + "|",
+    ]
+    for load in dict.fromkeys((row["at_once"], row["tokens"]) for row in rows):
+        here = [row for row in rows if (row["at_once"], row["tokens"]) == load]
+        seconds = {name: _median(here, name) for name in names}
+        gains = [seconds[PLAIN] / seconds[name] for name in others]
+        best = min(found for name, found in seconds.items() if name != ADAPTIVE)
+        steps = [str(row["pace"]["steps"]) for row in here if "pace" in row]
+        lines.append(
+            f"| {load[0]} | {load[1]} | "
+            + " | ".join(f"{gain:.2f}x" for gain in gains)
+            + f" | {best / seconds[ADAPTIVE]:.2f} | {', '.join(steps)} |"
+        )
+    mix = record["mixed_seconds"]
+    if mix:
+        best = min(found for name, found in mix.items() if name != ADAPTIVE)
+        gains = [f"{mix[PLAIN] / mix[name]:.2f}x" for name in others]
+        lines.append(f"| mixed | mixed | {' | '.join(gains)} | {best / mix[ADAPTIVE]:.2f} | |")
+    return "\n".join(lines) + "\n"
+
+
+def _median(rows: Sequence[dict[str, Any]], name: str) -> float:
+    return statistics.median(row["seconds"] for row in rows if row["server"] == name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pacing", description=(__doc__ or "").splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for data and table")
+    add("--draft", choices=("trained", "useless"), default="trained")
+    add("--costs", default="", help=f"of a pass, as {injected.VARIABLE} has them")
+    add("--at-once", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    add("--tokens", type=int, nargs="+", default=[4, 16, 64, 256])
+    add("--steps", type=int, nargs="+", default=[1, 3, 5], help="fixed numbers of steps")
+    add("--rounds", type=int, default=2, help="measured rounds of every load")
+    add("--repeats", type=int, default=2, help="how often each load comes in the mixed trace")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
