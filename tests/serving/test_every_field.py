@@ -132,6 +132,7 @@ def listed(found: list[tuple[str, list[str]]], asked: int) -> str:
     return "\n".join([f"{len(found)} of {asked} differ:", *lines])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_every_request_says_something_about_its_field_on_a_plain_server(
     plain: Plain, prompts: Prompts, part: str
@@ -224,7 +225,7 @@ def test_every_field_is_answered_as_by_a_plain_server(
     assert not wrong, listed(wrong, len(asked))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [pytest.param("chain", marks=pytest.mark.slow), "tree"])
 def test_what_is_refused_names_the_field_and_costs_nobody_else(
     serve: Any, plain: Plain, prompts: Prompts, target: Path, shape: str
 ) -> None:

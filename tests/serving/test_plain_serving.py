@@ -28,6 +28,11 @@ pytestmark = pytest.mark.serving
 CHUNK = PAGE = 16
 PAGED = (*EXACT, "--chunked-prefill-size", str(CHUNK), "--page-size", str(PAGE))
 
+SETTINGS = [
+    pytest.param(EXACT, id="defaults"),
+    pytest.param(PAGED, id="small chunks, pages of 16", marks=pytest.mark.slow),
+]
+
 
 @pytest.fixture(scope="module")
 def all_clips(clip_paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
@@ -68,7 +73,7 @@ def test_the_switch_changes_what_is_expected_of_videos(
     )
 
 
-@pytest.mark.parametrize("options", [EXACT, PAGED], ids=["defaults", "small chunks, pages of 16"])
+@pytest.mark.parametrize("options", SETTINGS)
 def test_every_prompt_is_answered_as_transformers_answers_cold_cached_and_eight_at_once(
     serve: Any, vl_target: Path, prompts: list[Messages], options: tuple[str, ...]
 ) -> None:
@@ -84,7 +89,7 @@ def test_every_prompt_is_answered_as_transformers_answers_cold_cached_and_eight_
     assert_as_transformers(vl_target, shuffled, answers)
 
 
-@pytest.mark.parametrize("options", [EXACT, PAGED], ids=["defaults", "small chunks, pages of 16"])
+@pytest.mark.parametrize("options", SETTINGS)
 def test_the_same_prompt_again_and_a_shared_prefix_come_out_of_the_cache(
     serve: Any,
     vl_target: Path,

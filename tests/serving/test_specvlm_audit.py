@@ -269,13 +269,3 @@ def test_a_server_with_nothing_left_to_replay_sleeps(
     before = used()
     time.sleep(3)
     assert used() - before < 1.5, [process.cmdline() for process in psutil.process_iter()]
-
-
-def test_without_the_flag_nothing_is_replayed(
-    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
-) -> None:
-    server = serve(vl_target, *launch(vl_draft, *CHAIN))
-    assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
-    assert state(server)["audit"] is None
-    assert state(server)["audited"] == 0
-    assert server.metrics()["specvlm_audited_total"] == 0

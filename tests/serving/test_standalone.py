@@ -20,7 +20,7 @@ from tests.support import checkpoints, hf
 from tests.support.messages import user
 from tests.support.server import Server
 
-pytestmark = pytest.mark.serving
+pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
 CHAIN = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
 TREE = (

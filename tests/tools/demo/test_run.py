@@ -80,6 +80,7 @@ def test_a_port_in_use_is_one_line(message: Message, tmp_path: Path) -> None:
         assert f"--port {port} is in use" in message("--video", clip, *pair, "--port", port)
 
 
+@pytest.mark.slow
 def test_a_pair_that_does_not_serve_ends_with_the_servers_last_line(
     message: Message, tmp_path: Path
 ) -> None:
