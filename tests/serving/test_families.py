@@ -271,17 +271,22 @@ def check_draft_logits(
     retention: float,
     *,
     original_positions: bool = False,
+    policy: str = "specvlm",
 ) -> int:
     """Compare every pass of the draft with transformers on the same kept tokens."""
     server, environment = probed
     probe.clear(environment)
-    answer = ask(server, case, retention=retention)
+    answer = ask(server, case, retention=retention, policy=policy)
     records = probe.records(environment)
     given = reference.given(reference.inputs(case.messages, case.prompt_ids))
     columns = torch.arange(len(case.prompt_ids))
     scores = [record["scores"].numpy() for record in records if record["kind"] == "scores"]
+    if policy == "uniform":
+        scores = [np.zeros(case.video_tokens, np.float32)]
     if scores:
-        kept = torch.from_numpy(select_video_tokens(scores[0], retention, SpecVLMConfig.top_p))
+        kept = torch.from_numpy(
+            select_video_tokens(scores[0], retention, SpecVLMConfig.top_p, policy)
+        )
         is_kept = torch.isin(torch.arange(case.video_tokens), kept)
         columns = columns[~torch.isin(columns, case.places[~is_kept])]
     generated = [answer.output_ids[0]]
@@ -335,6 +340,24 @@ def test_frames_of_a_frontend_program_are_understood_or_refused_with_the_way_out
     else:
         assert answer.status_code == 400
         assert "send the file as a video_url" in answer.text
+
+
+def test_a_further_question_is_drafted_on_the_kv_that_the_draft_has_of_the_video(
+    chain: Probed, pair: Pair, cases: dict[str, Case]
+) -> None:
+    server, environment = chain
+    server.flush_cache()
+    before = state(server)["draft_prefix_hits"]
+    for number, name in enumerate(("video", "second turn", "second turn")):
+        check_draft_logits(chain, pair.draft_reference, cases[name], 0.3, policy="uniform")
+        (prefill,) = [one for one in probe.records(environment) if one["kind"] == "prefill"]
+        # What stands before the question, kept tokens and all, is there already.
+        assert (prefill["first"] > 0) == (number > 0)
+        assert state(server)["draft_prefix_hits"] - before == number
+        assert state(server)["draft_kv_tokens_in_use"] == 0
+        assert state(server)["draft_kv_tokens_cached"] > 0
+    server.flush_cache()
+    assert state(server)["draft_kv_tokens_cached"] == 0
 
 
 def test_aborts_leave_no_draft_behind(chain: Probed, cases: dict[str, Case]) -> None:
