@@ -46,7 +46,7 @@ FAMILIES = (
     "Qwen3-VL",
     "Qwen2-VL",
     "GLM-V",
-    "InternVL",
+    "InternVL-qwen3",
 )
 
 Allowed = Mapping[str, int]

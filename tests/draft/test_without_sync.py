@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specvlm_sglang.draft.inputs import DraftPrompt
 from specvlm_sglang.draft.kv_cache import DraftKVCache
 from tests.support.sync_guard import HostSyncError, NoHostSync
 
@@ -88,10 +89,33 @@ def test_admitting_growing_and_ending_rows_waits_for_nothing(fake: Any, page_siz
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_sharing_the_beginning_of_a_prompt_waits_for_nothing(fake: Any, page_size: int) -> None:
+    cache, tokens = cache_of(page_size), torch.zeros(50, dtype=torch.int64, device="cuda")
+    prompt = DraftPrompt(torch.zeros((50, 8), device="cuda"), tokens, tokens.expand(3, -1))
+    with NoHostSync():
+        assert cache.admit(1, draft_length=50, target_length=200)
+        cache.share(1, b"clip", prompt, 41, filled=180)
+        prefix = cache.prefixes.get(b"clip")
+        assert prefix is not None
+        assert cache.admit(2, draft_length=60, target_length=210, prefix=prefix)
+        assert prompt.part(41, 50).after(prefix.tail, prefix.held).stop == 50
+        cache.free(1)
+        cache.free(2)
+        cache.settle()
+        # The pool is full but for what is kept.
+        assert cache.admit(3, draft_length=cache.capacity, target_length=3000)
+    assert not cache.prefixes.held
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_a_flush_does_nothing_on_the_device(fake: Any, page_size: int) -> None:
     """It comes on another stream than the one that reads the slots."""
     cache = cache_of(page_size)
+    tokens = torch.zeros(20, dtype=torch.int64, device="cuda")
+    prompt = DraftPrompt(torch.zeros((20, 8), device="cuda"), tokens, tokens.expand(3, -1))
     assert cache.admit(1, draft_length=20, target_length=100)
+    assert cache.admit(2, draft_length=20, target_length=100)
+    cache.share(2, b"clip", prompt, 17, filled=90)
     with NothingAsked():
         cache.clear()
         cache.reset_allocator()

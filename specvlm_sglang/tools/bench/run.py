@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from specvlm_sglang.models.configs import read_config
 from specvlm_sglang.tools.bench.bars import bars
 from specvlm_sglang.tools.bench.configurations import MAIN, PLAIN, Configuration, configuration
 from specvlm_sglang.tools.bench.environment import environment
@@ -159,9 +160,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace, pair: Pair, template: Template, folder: Path) -> Plan:
     """What is asked of whom."""
+    model_type = read_config(pair.target).model_type
     wanted = [configuration(name) for name in options.configurations or ()]
     if options.dataset is not None:
-        return _dataset_plan(options, wanted)
+        return _dataset_plan(options, wanted, model_type)
     chosen = tuple(
         replace(workload, rounds=options.rounds or workload.rounds)
         for workload in options.workloads
@@ -174,7 +176,7 @@ def _plan(options: argparse.Namespace, pair: Pair, template: Template, folder: P
             workload.name: wanted or [configuration(name) for name in workload.configurations]
             for workload in chosen
         },
-        mm_config=mm_config(),
+        mm_config=mm_config(model_type),
         rule=(
             f"Clips: the first scenes whose true description has at least {LONG_ANSWER} tokens; "
             "every round asks about other ones"
@@ -182,7 +184,9 @@ def _plan(options: argparse.Namespace, pair: Pair, template: Template, folder: P
     )
 
 
-def _dataset_plan(options: argparse.Namespace, wanted: list[Configuration]) -> Plan:
+def _dataset_plan(
+    options: argparse.Namespace, wanted: list[Configuration], model_type: str
+) -> Plan:
     from specvlm_sglang.tools.bench.datasets import load
     from specvlm_sglang.tools.bench.workloads import WORKLOADS
 
@@ -202,7 +206,7 @@ def _dataset_plan(options: argparse.Namespace, wanted: list[Configuration]) -> P
         workloads=(workload,),
         tasks={name: sample_tasks(samples)},
         configurations={name: wanted or [configuration(c) for c in workload.configurations]},
-        mm_config=dataset_mm_config(samples[0].frames),
+        mm_config=dataset_mm_config(samples[0].frames, model_type),
         rule=f"Samples: the first {len(samples)} of {name}",
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.bench.configurations import MAIN, PAPER, PLAIN, UNPRUNED
 from specvlm_sglang.tools.chat import data_url
+from specvlm_sglang.tools.errors import ToolError
 
 if TYPE_CHECKING:
     from specvlm_sglang.tools.bench.datasets import Sample
@@ -94,16 +95,41 @@ WORKLOADS: dict[str, Workload] = {
 """Workloads of the shipped pair's world, by name."""
 
 
-def mm_config() -> dict[str, Any]:
-    """Every frame of a clip in its own resolution, from 112 to 448 pixels."""
+SIZED = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose frames a server can be told to size."""
+SAMPLED = (*SIZED, "qwen3_vl", "qwen3_vl_moe", "llava_onevision")
+"""Model types whose frames a server can be told to count; others have their processor's own."""
+
+
+def mm_config(model_type: str) -> dict[str, Any]:
+    """Every frame of a clip in its own resolution, from 112 to 448 pixels, as far as it goes.
+
+    Parameters
+    ----------
+    model_type
+        Of the target's configuration.
+    """
+    if model_type not in SIZED:
+        return {"video": {"fps": CLIP_FPS}} if model_type in SAMPLED else {}
     low, high = 112 * 112, 448 * 448
     size = {"shortest_edge": low, "longest_edge": high}
     limits = {"min_pixels": low, "max_pixels": high, "total_pixels": high * 64}
     return {"video": {"fps": CLIP_FPS, **limits, "size": size}}
 
 
-def dataset_mm_config(frames: int) -> dict[str, Any]:
-    """So many frames of a video, evenly from first to last; all where it has fewer."""
+def dataset_mm_config(frames: int, model_type: str) -> dict[str, Any]:
+    """So many frames of a video, evenly from first to last; all where it has fewer.
+
+    Raises
+    ------
+    ToolError
+        A model whose processor chooses the frames itself.
+    """
+    if model_type not in SAMPLED:
+        raise ToolError(
+            f"--dataset wants {frames} frames of each video, and the processor of {model_type} "
+            f"chooses them itself; it works with {', '.join(SAMPLED)}"
+        )
     return {"video": {"fps": 1000, "max_frames": frames}}
 
 

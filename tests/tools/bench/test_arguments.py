@@ -15,7 +15,7 @@ from specvlm_sglang.tools.bench.configurations import PLAIN, REGISTRY, Configura
 from specvlm_sglang.tools.bench.measure import rotated
 from specvlm_sglang.tools.bench.run import run
 from specvlm_sglang.tools.bench.servers import batches, launch_arguments
-from specvlm_sglang.tools.bench.workloads import WORKLOADS
+from specvlm_sglang.tools.bench.workloads import WORKLOADS, dataset_mm_config, mm_config
 from specvlm_sglang.tools.errors import ToolError
 
 POLICIES = tuple(shipped_policies())
@@ -150,3 +150,12 @@ def test_every_configuration_is_first_in_some_round() -> None:
     chosen = [configuration(name) for name in ("plain", "unpruned", "specvlm-0.1")]
     assert {rotated(chosen, index)[0].name for index in range(3)} == {c.name for c in chosen}
     assert {c.name for c in rotated(chosen, 1)} == {c.name for c in chosen}
+
+
+def test_servers_are_told_of_frames_what_their_processor_understands() -> None:
+    assert set(mm_config("qwen2_5_vl")["video"]) > {"fps", "size", "total_pixels"}
+    assert mm_config("qwen3_vl") == {"video": {"fps": 4}}
+    assert mm_config("internvl_chat") == {}
+    assert dataset_mm_config(64, "llava_onevision")["video"]["max_frames"] == 64
+    with pytest.raises(ToolError, match=r"--dataset wants 64 frames .* of glm4v chooses"):
+        dataset_mm_config(64, "glm4v")
