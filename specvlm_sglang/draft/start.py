@@ -81,7 +81,7 @@ class DraftStart:
             SGLang's ``EagleDraftInput`` of the batch. Its ``bonus_tokens`` are the newest tokens;
             in ``topk_p`` and ``topk_index`` these requests get what the draft proposes next.
         """
-        keys = {one.index: key_of(one.req, one.state) for one in due}
+        keys = {one.index: _key_of(one) for one in due}
         prompts = self._prompts(batch, due, drafted.bonus_tokens, keys)
         failures = self._draft.prefill(batch, prompts, drafted)
         complete = {index: prompt for index, prompt in prompts if not prompt.first}
@@ -231,3 +231,12 @@ class DraftStart:
         logger.warning("SPECVLM: request %s has no draft: %s", one.req.rid, error)
         self._draft.kv.free(one.row)
         one.report.cold = str(error) or type(error).__name__
+
+
+def _key_of(one: Complete) -> bytes | None:
+    """What its prompt's beginning is kept under; None where nothing is."""
+    try:
+        return key_of(one.req, one.state)
+    except Exception as error:
+        logger.warning("SPECVLM: request %s shares nothing: %r", one.req.rid, error)
+        return None
