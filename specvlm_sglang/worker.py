@@ -154,6 +154,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "draft_video_tokens": self.config.draft_video_tokens,
             "draft_kv_tokens": kv.capacity,
             "draft_kv_tokens_in_use": kv.slots_in_use,
+            "draft_kv_tokens_free": kv.slots_free,
             "target_kv_tokens": kv.dense_capacity,
             "skipped_attention_layers": sorted(self.scorer.running.skipped_layers),
             "phases": self.phases.as_dict(),

@@ -46,6 +46,9 @@ class DraftFeatures:
         Bytes of features to keep; a larger item is encoded each time. None takes `CACHE_SHARE`.
     phases
         Counts the time of the encoder.
+    width
+        Hidden size of the layers that read the features, which are as wide, or several times
+        (deepstack); None: not compared.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class DraftFeatures:
         device: torch.device | str = "cpu",
         cache_bytes: int | None = None,
         phases: PhaseClock | None = None,
+        width: int | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._model = model
@@ -63,6 +67,7 @@ class DraftFeatures:
         self._cache_bytes = default_cache_bytes(device) if cache_bytes is None else cache_bytes
         self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._phases = phases
+        self._width = width
         self.bytes_in_use = 0
         self.hits = 0
         self.misses = 0
@@ -96,7 +101,8 @@ class DraftFeatures:
         ------
         ValueError
             The item came with precomputed embeddings (the target's), or the encoder returned
-            another number of tokens than the prompt has placeholders.
+            another number of tokens than the prompt has placeholders, or of another width than the
+            draft reads.
         """
         placeholders = _placeholders(item)
         cached = self._cached(item)
@@ -114,6 +120,11 @@ class DraftFeatures:
         if features.shape[0] != placeholders:
             raise ValueError(
                 f"the draft encodes {features.shape[0]} tokens where the prompt has {placeholders}"
+            )
+        if self._width is not None and features.shape[1] % self._width:
+            raise ValueError(
+                f"the draft encodes {features.shape[1]} values a token where its layers read "
+                f"{self._width}"
             )
         self._remember(item.hash, features)
         return features

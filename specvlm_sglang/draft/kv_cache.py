@@ -77,6 +77,12 @@ class DraftKVCache:
         """Slots that rows hold now."""
         return sum(self._allocated)
 
+    @property
+    def slots_free(self) -> int:
+        """Slots that can be handed out: the allocator's, and those that wait for `settle`."""
+        waiting = sum(len(slots) for slots in self._returned)
+        return int(self.allocator.available_size()) + waiting
+
     def is_warm(self, row: int) -> bool:
         """Whether ``row`` holds draft KV."""
         return self._warm[row]
