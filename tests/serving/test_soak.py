@@ -16,7 +16,7 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.serving
 
-SECONDS = 20
+SECONDS = 15
 
 
 @pytest.fixture(scope="module")

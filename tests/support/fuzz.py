@@ -46,6 +46,9 @@ junk: SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 prompts = st.lists(st.one_of(st.just("What happens? "), words), max_size=4).map("".join)
+said = st.sampled_from(
+    ["What happens?", "<|vision_start|><|video_pad|><|vision_end|>What happens?", "x" * 300]
+)
 options = st.one_of(
     junk,
     st.dictionaries(
@@ -122,10 +125,10 @@ def requests(draw: st.DrawFn, media: list[str]) -> tuple[str, dict[str, Any]]:
     some = st.dictionaries(
         st.sampled_from([name for name in names if name not in _LEFT_ALONE]), junk, max_size=2
     )
-    body: dict[str, Any] = {"model": "default", **draw(some)}
-    custom = draw(st.one_of(st.just({}), st.builds(lambda o: {"specvlm": o}, options), junk))
+    body: dict[str, Any] = {"model": "default", **draw(_seldom(some))}
+    custom = draw(_seldom(st.one_of(st.builds(lambda o: {"specvlm": o}, options), junk)))
     if route == "/generate":
-        parameters = draw(st.dictionaries(st.sampled_from(sampling), junk, max_size=2))
+        parameters = draw(_seldom(st.dictionaries(st.sampled_from(sampling), junk, max_size=2)))
         body["sampling_params"] = _bounded({"max_new_tokens": 4, "temperature": 0, **parameters})
         if custom:
             body["sampling_params"]["custom_params"] = custom
@@ -137,6 +140,10 @@ def requests(draw: st.DrawFn, media: list[str]) -> tuple[str, dict[str, Any]]:
         body |= draw(_chat(named) if "chat" in route else _completion())
     body["stream"] = draw(st.sampled_from([False, False, True]))
     return route, body
+
+
+def _seldom(fields: SearchStrategy[Any]) -> SearchStrategy[Any]:
+    return st.one_of(st.just({}), st.just({}), fields)
 
 
 def _bounded(fields: dict[str, Any]) -> dict[str, Any]:
@@ -153,11 +160,11 @@ def _bounded(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _native(media: SearchStrategy[str]) -> SearchStrategy[dict[str, Any]]:
     some = st.one_of(media, st.lists(media, max_size=2), junk)
-    text = st.builds(lambda text: {"text": text}, st.one_of(prompts, junk))
-    ids = st.lists(st.one_of(st.integers(-2, 600), junk), max_size=6)
+    text = st.builds(lambda text: {"text": text}, st.one_of(said, said, prompts, junk))
+    ids = st.lists(st.one_of(st.integers(0, 300), st.integers(-2, 600), junk), max_size=6)
     given = st.one_of(text, text, st.builds(lambda one: {"input_ids": one}, st.one_of(ids, junk)))
     shown = st.fixed_dictionaries({}, optional={"video_data": some, "image_data": some})
-    return st.builds(lambda one, two: {**one, **two}, given, shown)
+    return st.builds(lambda one, two: {**one, **two}, given, _seldom(shown) | shown)
 
 
 def _chat(media: SearchStrategy[str]) -> SearchStrategy[dict[str, Any]]:
@@ -168,17 +175,20 @@ def _chat(media: SearchStrategy[str]) -> SearchStrategy[dict[str, Any]]:
     url = st.one_of(media, media, junk)
     more = st.one_of(st.just({}), st.just({}), st.just({"fps": 1}), junk)
     shown = st.builds(part, st.sampled_from(["video_url", "image_url", "audio_url"]), url, more)
-    said = st.builds(lambda text: {"type": "text", "text": text}, st.one_of(prompts, junk))
-    content = st.one_of(prompts, st.lists(st.one_of(shown, said, junk), max_size=3))
+    words_ = st.one_of(said, prompts, junk)
+    text = st.builds(lambda words: {"type": "text", "text": words}, words_)
+    good = st.tuples(shown, text).map(list)
+    content = st.one_of(said, prompts, good, st.lists(st.one_of(shown, text, junk), max_size=3))
     message = st.builds(
         lambda role, content: {"role": role, "content": content},
         st.sampled_from(["user", "user", "user", "assistant", "system", "tool", ""]),
         content,
     )
     messages = st.lists(st.one_of(message, message, junk), max_size=3)
-    return st.builds(lambda one: {"messages": one}, st.one_of(messages, messages, junk))
+    alone = message.map(lambda one: [one])
+    return st.builds(lambda one: {"messages": one}, st.one_of(alone, alone, messages, junk))
 
 
 def _completion() -> SearchStrategy[dict[str, Any]]:
     ids = st.lists(st.integers(-2, 600), max_size=6)
-    return st.builds(lambda one: {"prompt": one}, st.one_of(prompts, prompts, ids, junk))
+    return st.builds(lambda one: {"prompt": one}, st.one_of(said, prompts, ids, junk))

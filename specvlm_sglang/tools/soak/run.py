@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, console: Console | None = None) -> int:
         served = Server(pair.target, arguments, log=folder / "specvlm.log")
         with console.status("load") as status, served:
             wait_until_ready([served])
-            record = soak(
+            figures = soak(
                 served.url,
                 served.processes,
                 asked,
@@ -78,13 +78,13 @@ def run(options: argparse.Namespace, console: Console | None = None) -> int:
             tail = served.log_text().splitlines()[-40:]
     about = {"machine": platform.processor() or platform.machine(), "pair": pair.note}
     about |= {name: str(value) for name, value in vars(options).items() if name != "run"}
-    whole = {"about": about, "peak_resident_bytes": peak, **record.as_dict()}
+    whole = {"about": about, "peak_resident_bytes": peak, **figures.as_dict()}
     if options.out is not None:
         options.out.write_text(json.dumps(whole, indent=1) + "\n")
-    show(record, console)
-    if record.failed:
+    show(figures, console)
+    if figures.failed:
         console.print("\n".join(tail), markup=False, highlight=False)
-    return 0 if record.is_good else 1
+    return 0 if figures.is_good else 1
 
 
 def media(folder: Path) -> tuple[list[str], list[str]]:
@@ -154,27 +154,27 @@ def soak(
     ToolError
         The server does not come to rest, or is gone.
     """
-    record, load = Record(expected), Load(asked, seed)
+    figures, load = Record(expected), Load(asked, seed)
     started = time.monotonic()
-    record.snapshots["before"] = snapshot(url, processes())
+    figures.snapshots["before"] = snapshot(url, processes())
     counted = client.specvlm_state(url)
     parts = (("warm", WARM_SHARE * seconds), ("after", (1 - WARM_SHARE) * seconds))
     for name, length in parts:
-        asyncio.run(_load(url, load, record, length, concurrency, seed, progress))
-        record.snapshots[name] = snapshot(url, processes())
-    record.seconds = time.monotonic() - started
-    record.counters = {
+        asyncio.run(_load(url, load, figures, length, concurrency, seed, progress))
+        figures.snapshots[name] = snapshot(url, processes())
+    figures.seconds = time.monotonic() - started
+    figures.counters = {
         name: value - counted.get(name, 0)
         for name, value in client.specvlm_state(url).items()
         if name in ("requests", "video_requests", "cold_at_prefill", "went_cold", "score_fallbacks")
     }
-    return record
+    return figures
 
 
 async def _load(
     url: str,
     load: Load,
-    record: Record,
+    figures: Record,
     seconds: float,
     concurrency: int,
     seed: int,
@@ -187,34 +187,34 @@ async def _load(
         await asyncio.sleep(delay)
         while time.monotonic() < deadline:
             job = load.next()
-            record.add(job, await sender.send(job))
-            progress(record.requests)
+            figures.add(job, await sender.send(job))
+            progress(figures.requests)
 
     await asyncio.gather(*(client_of(delay) for delay in spread(concurrency, seed)))
     await sender.close()
 
 
-def show(record: Record, console: Console) -> None:
+def show(figures: Record, console: Console) -> None:
     """Print the figures."""
     table = Table("", "before", "warm", "after")
-    for name in record.snapshots["before"].as_dict():
-        values = [getattr(record.snapshots[at], name) for at in ("before", "warm", "after")]
+    for name in figures.snapshots["before"].as_dict():
+        values = [getattr(figures.snapshots[at], name) for at in ("before", "warm", "after")]
         if name == "resident_bytes":
             name, values = "resident MiB", [value >> 20 for value in values]
         table.add_row(name.replace("_", " "), *map(str, values))
     console.print(table)
     console.print(
-        f"{record.requests} requests in {record.seconds:.0f} s, {record.taken_off} taken off; "
-        f"{record.compared} greedy answers compared: {record.mismatches} mismatches; "
-        f"{record.failed} failed; {len(record.leaks)} leaks; {_lost(record)}",
+        f"{figures.requests} requests in {figures.seconds:.0f} s, {figures.taken_off} taken off; "
+        f"{figures.compared} greedy answers compared: {figures.mismatches} mismatches; "
+        f"{figures.failed} failed; {len(figures.leaks)} leaks; {_lost(figures)}",
         highlight=False,
     )
-    for line in [*record.failures, *record.leaks]:
+    for line in [*figures.failures, *figures.leaks]:
         console.print(f"  {line}", style="red", markup=False, highlight=False)
 
 
-def _lost(record: Record) -> str:
-    counters: dict[str, Any] = record.counters
+def _lost(figures: Record) -> str:
+    counters: dict[str, Any] = figures.counters
     return (
         f"{counters.get('cold_at_prefill', 0)} requests without a draft, "
         f"{counters.get('went_cold', 0)} lost theirs"
