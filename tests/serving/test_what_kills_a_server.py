@@ -107,7 +107,6 @@ def test_the_profiler_starts_and_stops(
         ("/generate", {"text": ""}, "empty"),
         ("/generate", {"text": "", "video_data": "a.mp4"}, "empty"),
         ("/generate", {"text": "", "video_data": "a.mp4", "rid": {"a": []}}, "rid"),
-        ("/generate", {"input_ids": ["a"], "video_data": "a.mp4"}, "cannot be read"),
         (
             "/generate",
             {"text": "a", "return_logprob": True, "top_logprobs_num": 10**6},
