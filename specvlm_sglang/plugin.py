@@ -19,12 +19,15 @@ def activate_cpu_platform() -> str | None:
     str or None
         The class path of the platform, or None where SGLang has a device of its own.
     """
-    from specvlm_sglang.cpu import activation
     from specvlm_sglang.host import contract
 
-    if not activation.is_wanted():
-        return None
     try:
+        # Before torch is imported: another SGLang is refused at once.
+        contract.require_version()
+        from specvlm_sglang.cpu import activation
+
+        if not activation.is_wanted():
+            return None
         contract.require("platform")
     except contract.HostMismatchError as mismatch:
         logger.error("%s", mismatch)
@@ -35,7 +38,6 @@ def activate_cpu_platform() -> str | None:
 
 def register() -> None:
     """Entry point ``sglang.srt.plugins``: everything else that SGLang should know of."""
-    from specvlm_sglang.cpu import activation
     from specvlm_sglang.host import contract
 
     try:
@@ -44,6 +46,7 @@ def register() -> None:
         logger.error("%s", mismatch)
         return
     from specvlm_sglang import config
+    from specvlm_sglang.cpu import activation
     from specvlm_sglang.host import flags, process_roles, robustness
     from specvlm_sglang.host.media import install as media
 

@@ -331,10 +331,11 @@ class Requests:
             refusal = CUSTOM_PROCESSOR
         try:
             layout = layout_of(req, self._config.max_query_rows, self._family)
-        except ValueError as error:
+        except Exception as error:
             # A processor's mistake must not stop the scheduler; the target answers as always.
-            logger.warning("SPECVLM: request %s has no draft: %s", req.rid, error)
-            layout, refusal = unpruned(len(req.origin_input_ids)), str(error)
+            logger.warning("SPECVLM: request %s has no draft: %r", req.rid, error)
+            layout = unpruned(len(req.origin_input_ids))
+            refusal = str(error) or type(error).__name__
         kept = kept_tokens(
             layout.video_lengths, options.chosen, options.retention, options.draft_video_tokens
         )

@@ -154,6 +154,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             "draft_video_tokens": self.config.draft_video_tokens,
             "draft_kv_tokens": kv.capacity,
             "draft_kv_tokens_in_use": kv.slots_in_use,
+            "draft_kv_tokens_free": kv.slots_free,
             "draft_kv_tokens_cached": kv.prefixes.unused,
             "draft_prefix_hits": kv.prefixes.hits,
             "target_kv_tokens": kv.dense_capacity,

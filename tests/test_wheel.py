@@ -180,7 +180,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(built: Built
         for path in (ROOT / PACKAGE).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    data = {"py.typed", "visualize/page.html", "demo/models/target/model.safetensors"}
+    data = {"py.typed", "tools/visualize/page.html", "demo/models/target/model.safetensors"}
     assert files >= {f"{PACKAGE}/{name}" for name in data}
     names = set(contents(built.wheel))
     about = {name for name in names if ".dist-info/" in name}
@@ -208,7 +208,7 @@ def test_the_installed_package_comes_from_the_wheel_and_every_module_imports(
     where = installed.run("python", "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)").stdout
     assert Path(where.strip()).is_relative_to(installed.python.parents[1])
     names = set(installed.run("python", "-c", IMPORT_ALL).stdout.splitlines()[-1].split())
-    assert {f"{PACKAGE}.{name}" for name in ("worker", "cpu.platform", "bench.run")} <= names
+    assert {f"{PACKAGE}.{name}" for name in ("worker", "cpu.platform", "tools.bench.run")} <= names
 
 
 def test_sglang_finds_the_entry_points_without_a_path_variable(installed: Installed) -> None:
@@ -219,7 +219,7 @@ def test_sglang_finds_the_entry_points_without_a_path_variable(installed: Instal
 
 def test_the_installed_command_lists_its_commands(installed: Installed) -> None:
     said = installed.run("specvlm", "--help").stdout
-    assert all(name in said for name in ("doctor", "demo", "visualize", "bench"))
+    assert all(name in said for name in ("doctor", "demo", "visualize", "bench", "soak"))
 
 
 def test_the_installed_doctor_finds_that_the_shipped_pair_would_be_served(

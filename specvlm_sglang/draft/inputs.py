@@ -199,6 +199,17 @@ def deepstack_of(parts: Sequence[PromptPart]) -> torch.Tensor | None:
     )
 
 
+def pass_bytes(parts: Sequence[PromptPart], text: Any, itemsize: int) -> int:
+    """What a pass takes for a while, estimated: a layer's activations, and logits twice.
+
+    ``text`` is the draft's text configuration, ``itemsize`` that of its dtype.
+    """
+    tokens = sum(part.stop - part.start for part in parts)
+    width = 6 * text.hidden_size + 3 * text.intermediate_size
+    logits = 2 * len(parts) * text.vocab_size * torch.float32.itemsize
+    return int(tokens * width * itemsize + logits)
+
+
 def draft_length(prompt: VideoLayout, filled: int, kept_video_tokens: int) -> int:
     """Tokens of the draft prompt, known before anything is computed.
 

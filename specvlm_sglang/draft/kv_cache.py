@@ -25,7 +25,7 @@ import torch
 
 from specvlm_sglang.copies import LateFlag
 from specvlm_sglang.draft.inputs import DraftPrompt
-from specvlm_sglang.draft.prefixes import CACHED_SHARE, Prefix, Prefixes
+from specvlm_sglang.draft.prefixes import CACHED_SHARE, Prefix, Prefixes, PrefixKey
 from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.host.mrope import MRopeDeltas
 
@@ -84,6 +84,12 @@ class DraftKVCache:
         read = list(self._readers.values())
         shared = {id(prefix): prefix.held for prefix in read}
         return sum(self._allocated) - sum(one.held for one in read) + sum(shared.values())
+
+    @property
+    def slots_free(self) -> int:
+        """Slots that can be handed out: free, waiting for `settle`, kept for further questions."""
+        waiting = sum(len(slots) for slots in self._returned)
+        return int(self.allocator.available_size()) + waiting + self.prefixes.unused
 
     def is_warm(self, row: int) -> bool:
         """Whether ``row`` holds draft KV."""
@@ -146,7 +152,7 @@ class DraftKVCache:
     def share(
         self,
         row: int,
-        key: bytes,
+        key: PrefixKey,
         prompt: DraftPrompt,
         tokens: int,
         filled: int,

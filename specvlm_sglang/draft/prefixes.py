@@ -16,11 +16,33 @@ import numpy as np
 import torch
 
 from specvlm_sglang.copies import LateFlag
+from specvlm_sglang.draft.features import agree_on_pixels, sample_of
 from specvlm_sglang.draft.inputs import DraftPrompt, first_ids
 from specvlm_sglang.request import RequestState
 
 CACHED_SHARE = 0.5
 """Of the draft's KV cache, at most, for beginnings of prompts."""
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixKey:
+    """What a prefix was computed from.
+
+    Attributes
+    ----------
+    digest
+        Of token ids, hashes and positions of contents, and what is kept of them.
+    samples
+        Some pixels of each image and video (`sample_of`): a hash alone may be another content's.
+    """
+
+    digest: bytes
+    samples: tuple[torch.Tensor | None, ...] = ()
+
+    def agrees(self, other: PrefixKey) -> bool:
+        """Whether both are of the same contents."""
+        pairs = zip(self.samples, other.samples, strict=True)
+        return self.digest == other.digest and all(agree_on_pixels(*pair) for pair in pairs)
 
 
 @dataclass(eq=False)
@@ -68,6 +90,7 @@ class Prefixes:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._known: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._keys: dict[bytes, PrefixKey] = {}
         self.hits = 0
 
     @property
@@ -80,31 +103,32 @@ class Prefixes:
         """Slots of those that no row reads."""
         return sum(prefix.held for prefix in self._known.values() if not prefix.users)
 
-    def get(self, key: bytes | None) -> Prefix | None:
+    def get(self, key: PrefixKey | None) -> Prefix | None:
         """The prefix of that key, the most recently used now."""
-        found = self._known.get(key) if key is not None else None
-        if found is not None:
-            self.hits += 1
-            self._known.move_to_end(key)  # type: ignore[arg-type]
-        return found
+        if key is None or not self.knows(key) or not key.agrees(self._keys[key.digest]):
+            return None
+        self.hits += 1
+        self._known.move_to_end(key.digest)
+        return self._known[key.digest]
 
-    def knows(self, key: bytes) -> bool:
-        """Whether there is one; counts as no use."""
-        return key in self._known
+    def knows(self, key: PrefixKey) -> bool:
+        """Whether there is one of that digest; counts as no use."""
+        return key.digest in self._known
 
-    def add(self, key: bytes, prefix: Prefix) -> list[torch.Tensor]:
+    def add(self, key: PrefixKey, prefix: Prefix) -> list[torch.Tensor]:
         """Remember ``prefix``; slots of those that had to go for it."""
-        self._known[key] = prefix
+        self._known[key.digest], self._keys[key.digest] = prefix, key
         return self.make_room(self.held - self.capacity)
 
     def make_room(self, slots: int) -> list[torch.Tensor]:
         """Forget the least recently used that no row reads; so many slots, or all there are."""
         freed: list[torch.Tensor] = []
-        for key, prefix in list(self._known.items()):
+        for digest, prefix in list(self._known.items()):
             if slots <= 0:
                 break
             if not prefix.users:
-                freed.append(self._known.pop(key).slots)
+                freed.append(self._known.pop(digest).slots)
+                del self._keys[digest]
                 slots -= prefix.held
         return freed
 
@@ -114,6 +138,7 @@ class Prefixes:
         for prefix in self._known.values():
             prefix.is_forgotten = True
         self._known.clear()
+        self._keys.clear()
         return freed
 
 
@@ -123,8 +148,8 @@ def end_of_videos(state: RequestState) -> int:
     return int(places[-1]) + 1 if len(places) else 0
 
 
-def key_of(req: Any, state: RequestState) -> bytes | None:
-    """What a request's prefix is computed from, as a digest; None where the question matters.
+def key_of(req: Any, state: RequestState) -> PrefixKey | None:
+    """What a request's prefix is computed from; None where the question matters.
 
     Parameters
     ----------
@@ -138,16 +163,17 @@ def key_of(req: Any, state: RequestState) -> bytes | None:
     if not stop or options.detail or (state.prunes and options.chosen.needs_scores):
         return None
     digest = hashlib.sha256(first_ids(req, stop).tobytes())
-    inputs = req.multimodal_inputs
+    inputs, samples = req.multimodal_inputs, []
     for item in inputs.mm_items:
         if item.hash is None:
             return None
         if item.offsets[0][0] < stop:
             digest.update(f"{item.modality} {item.hash} {item.offsets}".encode())
+            samples.append(sample_of(item))
     positions = getattr(inputs, "mrope_positions", None)
     if positions is not None:
         # Times of frames move these, and nothing else that is compared here.
         digest.update(np.ascontiguousarray(positions[:, :stop].cpu().numpy()).tobytes())
     kept = (options.policy, state.kept_video_tokens) if state.prunes else "all"
     digest.update(f"{kept} {options.top_p}".encode())
-    return digest.digest()
+    return PrefixKey(digest.digest(), tuple(samples))

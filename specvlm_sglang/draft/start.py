@@ -22,7 +22,7 @@ from specvlm_sglang.draft.inputs import (
     draft_length,
     encode_prompt,
 )
-from specvlm_sglang.draft.prefixes import Prefix, end_of_videos, key_of
+from specvlm_sglang.draft.prefixes import Prefix, PrefixKey, end_of_videos, key_of
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host.ranks import (
     OTHER_RANK,
@@ -93,7 +93,7 @@ class DraftStart:
                 self._share(one, key, complete[one.index])
             self._observer.began(one.report)
 
-    def _share(self, one: Complete, key: bytes, prompt: DraftPrompt) -> None:
+    def _share(self, one: Complete, key: PrefixKey, prompt: DraftPrompt) -> None:
         """Keep what the draft computed up to the end of the videos, for further questions."""
         filled = end_of_videos(one.state)
         tokens = filled - one.state.layout.video_tokens + one.state.kept_video_tokens
@@ -148,7 +148,7 @@ class DraftStart:
         batch: Any,
         due: Sequence[Complete],
         newest_tokens: torch.Tensor,
-        keys: Mapping[int, bytes | None],
+        keys: Mapping[int, PrefixKey | None],
     ) -> list[tuple[int, DraftPrompt]]:
         """Draft prompts of the requests that got room, by their place in the batch."""
         prompts = []
@@ -233,7 +233,7 @@ class DraftStart:
         one.report.cold = str(error) or type(error).__name__
 
 
-def _key_of(one: Complete) -> bytes | None:
+def _key_of(one: Complete) -> PrefixKey | None:
     """What its prompt's beginning is kept under; None where nothing is."""
     try:
         return key_of(one.req, one.state)

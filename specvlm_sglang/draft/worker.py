@@ -33,6 +33,7 @@ from specvlm_sglang.draft.inputs import (
     DraftPrompt,
     PromptPart,
     deepstack_of,
+    pass_bytes,
     split_into_passes,
 )
 from specvlm_sglang.draft.kv_cache import DraftKVCache
@@ -69,7 +70,13 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         model, architectures = self.draft_runner.model, self.draft_runner.model_config.hf_config
         self.family: ModelFamily = family_of(architectures.architectures)
         self.language_model = self.family.language_model(model)
-        self.features = DraftFeatures(model, self.family, device=self.device, phases=phases)
+        self.features = DraftFeatures(
+            model,
+            self.family,
+            device=self.device,
+            phases=phases,
+            width=self.draft_runner.model_config.hf_text_config.hidden_size,
+        )
         self.phases = phases
         self._config = config
         self._observer = observer
@@ -188,7 +195,9 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         group, is_alone = get_parallel().tp_group, get_parallel().tp_size == 1
         failure = None
         if not is_alone:
-            failure = agree_on_room(group, self.device, self._pass_bytes(parts))
+            config, width = self.draft_runner.model_config, self.draft_runner.dtype.itemsize
+            needed = pass_bytes(parts, config.hf_text_config, width)
+            failure = agree_on_room(group, self.device, needed)
             if failure is not None:
                 return failure
         try:
@@ -202,14 +211,6 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         if agreed is not failure:
             stop_where_ranks_parted(self.device)
         return agreed
-
-    def _pass_bytes(self, parts: Sequence[PromptPart]) -> int:
-        """What a pass takes for a while, estimated: a layer's activations, and logits twice."""
-        text = self.draft_runner.model_config.hf_text_config
-        tokens = sum(part.stop - part.start for part in parts)
-        width = 6 * text.hidden_size + 3 * text.intermediate_size
-        logits = 2 * len(parts) * text.vocab_size * torch.float32.itemsize
-        return int(tokens * width * self.draft_runner.dtype.itemsize + logits)
 
     def undrafted(self, newest_tokens: torch.Tensor) -> EagleDraftInput:
         """What a prefill hands on, ``[batch]`` newest tokens and no drafts.
@@ -290,9 +291,13 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
 
     def _draft(self, batch: Any) -> Any:
         self.reserve(batch)
+        drafted = None
         if self._has_drafts(batch):
-            drafted = self._draft_tokens(batch)
-        else:
+            try:
+                drafted = self._draft_tokens(batch)
+            except Exception as error:
+                self._lose_drafts(batch, error)
+        if drafted is None:
             drafted = self._undrafted.drafts(len(batch.reqs))
         parents, scores_index, draft_tokens, draft_probs = drafted
         return build_eagle_verify_input(
@@ -371,6 +376,15 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         if self.rests(batch) or not self._has_drafts(batch):
             self._undrafted.hand_on(batch_result.next_draft_input, len(batch.reqs))
             return
+        try:
+            self._extend(batch, batch_result)
+        except Exception as error:
+            self._lose_drafts(batch, error)
+            self._undrafted.hand_on(batch_result.next_draft_input, len(batch.reqs))
+        # A complete draft reads none; a graph returns some all the same, a prefill does not.
+        batch_result.next_draft_input.hidden_states = None
+
+    def _extend(self, batch: Any, batch_result: Any) -> None:
         with self.phases("draft_extend"), self.kv.as_seen_by_draft(batch):
             if not batch.forward_mode.is_idle():
                 batch.out_cache_loc = assign_extend_cache_locs_uniform_func(
@@ -382,5 +396,19 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                     batch.device,
                 )
             super()._draft_extend_for_decode(batch, batch_result, kv_loc_plan=None)
-        # A complete draft reads none; a graph returns some all the same, a prefill does not.
-        batch_result.next_draft_input.hidden_states = None
+
+    def _lose_drafts(self, batch: Any, error: Exception) -> None:
+        """A round's pass of the draft failed: its requests go on without.
+
+        Raises
+        ------
+        Exception
+            ``error``, with tensor parallelism: the other ranks have gone on with their drafts.
+        """
+        if get_parallel().tp_size > 1:
+            raise error
+        warm = [row for row in batch_view.rows_of(batch) if self.kv.is_warm(row)]
+        logger.warning("SPECVLM: %d requests lost their drafts: %r", len(warm), error)
+        for row in warm:
+            self.kv.free(row)
+        self._observer.went_cold(len(warm))

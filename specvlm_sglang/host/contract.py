@@ -1,7 +1,8 @@
 """The contract with SGLang: every private symbol and parameter that this project relies on.
 
 SGLang's internals carry no promise, so the version is pinned and each *room* of this project
-lists what it uses. The version is compared when the plugin loads (it costs nothing); a room's
+lists what it uses. The version is compared when the plugin loads (it costs nothing, and imports
+nothing of SGLang); `specvlm doctor --sglang` says what another version has moved. A room's
 symbols are compared just before that room installs itself, when SGLang has imported those modules
 anyway, so nothing is ever half-installed. `specvlm doctor` and the tests compare all of them.
 """
@@ -56,13 +57,10 @@ def _refusal(found: str | None, wrong: Iterable[str]) -> str:
 
 @cache
 def require_version() -> None:
-    """Raise `HostMismatchError` unless the pinned SGLang is installed.
-
-    Another version is compared symbol by symbol, so that the message says what moved.
-    """
+    """Raise `HostMismatchError` unless the pinned SGLang is installed, by its version alone."""
     found = installed_version()
     if found != SGLANG_VERSION:
-        raise HostMismatchError(_refusal(found, mismatches() if found else ()))
+        raise HostMismatchError(_refusal(found, ()))
 
 
 @cache

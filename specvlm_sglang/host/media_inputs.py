@@ -16,6 +16,7 @@ import torch
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
+from specvlm_sglang.host.token_inputs import EMPTY
 
 _BASE = "sglang.srt.multimodal.processors.base_processor"
 # SGLang's own word for an image in a prompt of /generate; to everybody else it is a word.
@@ -54,6 +55,8 @@ def _with_plain_words(original: Callable[..., Any]) -> Callable[..., Any]:
     async def load_mm_data(
         self: Any, prompt: Any, multimodal_tokens: Any, image_data: Any = None, **kwargs: Any
     ) -> Any:
+        if not prompt:
+            raise ValueError(EMPTY)
         tokens = without_word(multimodal_tokens, prompt, image_data)
         try:
             return await original(self, prompt, tokens, image_data=image_data, **kwargs)

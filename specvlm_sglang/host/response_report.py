@@ -9,12 +9,16 @@ last one also shows what became of the request's videos, which this process know
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 from specvlm_sglang.host.video_requests import receipt
+
+logger = logging.getLogger(__name__)
 
 _MODULE = "sglang.srt.managers.tokenizer_manager"
 _HELD_AS = "specvlm_report"
@@ -62,8 +66,9 @@ def _fold(
             return
         if not hasattr(state, _HELD_AS):
             setattr(state, _HELD_AS, new_report())
-        getattr(state, _HELD_AS).add(values)
-        _show(meta_info, state, ours)
+        with _alone(state):
+            getattr(state, _HELD_AS).add(values)
+            _show(meta_info, state, ours)
 
     return _accumulate_request_meta_info
 
@@ -74,9 +79,20 @@ def _with_report(key: str, original: Callable[..., None]) -> Callable[..., None]
         state = self.rid_to_state.get(recv_obj.rid)
         original(self, recv_obj)
         if state is not None and state.finished and hasattr(state, _HELD_AS):
-            _show(state.out_list[-1]["meta_info"], state, key)
+            with _alone(state):
+                _show(state.out_list[-1]["meta_info"], state, key)
 
     return _handle_abort_req
+
+
+@contextmanager
+def _alone(state: Any) -> Iterator[None]:
+    """What fails here costs a response its report: SGLang's loop answers everybody."""
+    try:
+        yield
+    except Exception as error:
+        rid = getattr(state.obj, "rid", None)
+        logger.warning("SPECVLM: the response to %s has no report: %r", rid, error)
 
 
 def _show(meta_info: dict[str, Any], state: Any, key: str) -> None:

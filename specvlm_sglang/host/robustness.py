@@ -36,6 +36,7 @@ def in_tokenizer() -> None:
         profiling,
         refusals,
         token_inputs,
+        unforeseen,
         wire,
     )
 
@@ -44,6 +45,7 @@ def in_tokenizer() -> None:
         profiling,
         media_inputs,
         token_inputs,
+        unforeseen,
         wire,
         chat_requests,
         error_text,

@@ -8,6 +8,8 @@ from typing import Any
 from specvlm_sglang.host import contract
 from specvlm_sglang.host.patching import replace_function
 
+EMPTY = "the prompt is empty: text or input_ids must give at least one token"
+
 
 def install_in_tokenizer() -> None:
     """Check requests in this process, the tokenizer manager's; idempotent."""
@@ -20,7 +22,7 @@ def install_in_tokenizer() -> None:
 def check_ids(input_ids: Sequence[Any], vocab_size: int) -> None:
     """Raise ``ValueError`` for the first of ``input_ids`` that is no token's id, or for none."""
     if not input_ids:
-        raise ValueError("the prompt is empty: text or input_ids must give at least one token")
+        raise ValueError(EMPTY)
     for place, token in enumerate(input_ids):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise ValueError(

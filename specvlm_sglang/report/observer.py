@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from specvlm_sglang.copies import LateFlag
+
+logger = logging.getLogger(__name__)
 
 NO_ATTENTION = "the scores hold no attention to the video"
 """Why another policy was used although scores were taken."""
@@ -152,6 +155,18 @@ class Observer:
     def __init__(self, *, prometheus: bool) -> None:
         self.totals = Totals()
         self._metrics = _PrometheusMetrics() if prometheus else None
+        self._failed = False
+
+    def _tell(self, call: Callable[[_PrometheusMetrics], object]) -> None:
+        """Let ``call`` count for Prometheus: its files may be gone, or their disk full."""
+        if self._metrics is None:
+            return
+        try:
+            call(self._metrics)
+        except Exception as error:
+            if not self._failed:
+                logger.warning("SPECVLM: Prometheus metrics cannot be counted: %r", error)
+            self._failed = True
 
     def finished_prefill(self, report: RequestReport) -> None:
         """Count one completed prompt; as cold where it is known by now."""
@@ -159,8 +174,7 @@ class Observer:
         totals.requests += 1
         totals.video_requests += report.video_tokens > 0
         totals.video_tokens += report.video_tokens
-        if self._metrics is not None:
-            self._metrics.finished_prefill(report)
+        self._tell(lambda metrics: metrics.finished_prefill(report))
         if report.cold is not None:
             self._never_drafts()
 
@@ -172,44 +186,37 @@ class Observer:
             self._never_drafts()
             return
         self.totals.kept_video_tokens += report.kept_video_tokens
-        if self._metrics is not None:
-            self._metrics.began(report)
+        self._tell(lambda metrics: metrics.began(report))
 
     def _never_drafts(self) -> None:
         self.totals.cold_at_prefill += 1
-        if self._metrics is not None:
-            self._metrics.cold.labels(when="prefill").inc()
+        self._tell(lambda metrics: metrics.cold.labels(when="prefill").inc())
 
     def fell_back(self) -> None:
         """Count a request whose scores were of no use."""
         self.totals.score_fallbacks += 1
-        if self._metrics is not None:
-            self._metrics.fallbacks.inc()
+        self._tell(lambda metrics: metrics.fallbacks.inc())
 
     def went_cold(self, requests: int) -> None:
         """Count requests that lost their draft while running."""
         self.totals.went_cold += requests
-        if self._metrics is not None:
-            self._metrics.cold.labels(when="running").inc(requests)
+        self._tell(lambda metrics: metrics.cold.labels(when="running").inc(requests))
 
     def audited(self, mismatch: bool) -> None:
         """Count an answer that was compared with its replay."""
         self.totals.audited += 1
         self.totals.audit_mismatches += mismatch
-        if self._metrics is not None:
-            self._metrics.audited.inc()
-            self._metrics.audit_mismatches.inc(mismatch)
+        self._tell(lambda metrics: metrics.audited.inc())
+        self._tell(lambda metrics: metrics.audit_mismatches.inc(mismatch))
 
     def steps(self, steps: int) -> None:
         """Note how many steps the next round drafts."""
-        if self._metrics is not None:
-            self._metrics.steps.set(steps)
+        self._tell(lambda metrics: metrics.steps.set(steps))
 
     def draft_kv(self, in_use: int, capacity: int) -> None:
         """Note how full the draft's KV cache is."""
-        if self._metrics is not None:
-            self._metrics.kv_in_use.set(in_use)
-            self._metrics.kv_capacity.set(capacity)
+        self._tell(lambda metrics: metrics.kv_in_use.set(in_use))
+        self._tell(lambda metrics: metrics.kv_capacity.set(capacity))
 
 
 class _PrometheusMetrics:

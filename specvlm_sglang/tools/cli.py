@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -13,6 +14,7 @@ from rich.text import Text
 from specvlm_sglang.tools.bench.arguments import add_arguments as add_bench_arguments
 from specvlm_sglang.tools.demo.arguments import add_arguments as add_demo_arguments
 from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.soak.arguments import add_arguments as add_soak_arguments
 from specvlm_sglang.tools.visualize.arguments import add_arguments as add_visualize_arguments
 
 STOPPED = 130
@@ -48,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         "--target", help="target model: to check with --draft, or to list drafts for"
     )
     doctor.add_argument("--draft", help="draft model to check with --target")
+    doctor.add_argument(
+        "--sglang",
+        type=Path,
+        metavar="PATH",
+        help="compare another SGLang's source (a checkout, an unpacked wheel) with what this "
+        "project relies on, and nothing else; nothing of it is imported",
+    )
     doctor.set_defaults(run=_doctor, refuse=doctor.error)
     demo = commands.add_parser("demo", help="a real server answers a question about a video")
     add_demo_arguments(demo)
@@ -58,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="SPECVLM beside plain decoding, measured in one run")
     add_bench_arguments(bench)
     bench.set_defaults(run=_bench)
+    soak = commands.add_parser("soak", help="a mixed load with cuts, and what is left afterwards")
+    add_soak_arguments(soak)
+    soak.set_defaults(run=_soak)
     return parser
 
 
@@ -65,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.sglang is not None:
+        from specvlm_sglang.tools.sglang_source import examine_source
+
+        if options.target is not None or options.draft is not None:
+            options.refuse("--sglang goes without --target and --draft")
+        return examine_source(options.sglang)
     from specvlm_sglang.tools.doctor import examine
 
     if options.target is None and options.draft is not None:
@@ -88,6 +106,12 @@ def _bench(options: argparse.Namespace) -> None:
     from specvlm_sglang.tools.bench.run import run
 
     run(options)
+
+
+def _soak(options: argparse.Namespace) -> int:
+    from specvlm_sglang.tools.soak.run import run
+
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,7 @@ def test_videos_and_images_go_to_their_own_encoder(tower: Tower) -> None:
 def test_the_same_content_is_encoded_once(tower: Tower) -> None:
     draft = features(tower, 100)
     first = draft.of(item(7))
-    again = draft.of(item(7, feature=torch.full((3, HIDDEN), 99.0)))
-    assert again is first
+    assert draft.of(item(7)) is first
     assert (draft.hits, draft.misses, tower.videos) == (1, 1, 1)
     assert draft.bytes_in_use == 3 * TOKEN_BYTES
 
@@ -76,6 +75,22 @@ def test_content_that_is_cached_needs_no_pixels_any_more(tower: Tower) -> None:
     first = draft.of(item(7))
     # SGLang drops pixels once the target has encoded them.
     assert draft.of(item(7, feature=None)) is first
+
+
+@pytest.mark.parametrize("length", [3, 5000])
+def test_other_pixels_under_the_same_hash_get_features_of_their_own(
+    tower: Tower, length: int
+) -> None:
+    draft = features(tower, 3 * length)
+    first, other = item(7, tokens=length), item(7, tokens=length)
+    other.feature[length // 2 :] += 1
+    assert not draft.has(other)
+    assert torch.equal(draft.of(first), first.feature)
+    assert not draft.has(other)
+    assert torch.equal(draft.of(other), other.feature)
+    assert draft.has(other)
+    assert not draft.has(first)
+    assert draft.bytes_in_use == length * TOKEN_BYTES
 
 
 def test_a_hash_that_two_items_share_is_not_trusted(tower: Tower) -> None:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from specvlm_sglang.draft.inputs import DraftPrompt
-from specvlm_sglang.draft.prefixes import CACHED_SHARE, key_of
+from specvlm_sglang.draft.prefixes import CACHED_SHARE, PrefixKey, key_of
 from specvlm_sglang.policies import Policy
 from specvlm_sglang.pruning.registry import find_policy
 from tests.draft.test_kv_cache import PAGE_SIZES, held, make, pages
 
 DIM = 3
+CLIP = PrefixKey(b"clip")
 
 
 def prompt_of(tokens: int, *, deepstack: bool = False) -> DraftPrompt:
@@ -40,8 +41,8 @@ def test_a_second_row_begins_with_the_first_ones_slots_and_prefills_the_rest(
     prompt, shared = prompt_of(45), 39
     assert cache.admit(1, draft_length=45, target_length=300)
     first = held(cache, 1)
-    cache.share(1, b"clip", prompt, shared, filled=290)
-    prefix = cache.prefixes.get(b"clip")
+    cache.share(1, CLIP, prompt, shared, filled=290)
+    prefix = cache.prefixes.get(CLIP)
     assert prefix is not None
     whole = shared // page_size * page_size
     assert prefix.slots.tolist() == first[:whole]
@@ -67,7 +68,7 @@ def test_a_second_row_begins_with_the_first_ones_slots_and_prefills_the_rest(
     # Another prompt needs the room more.
     assert cache.admit(3, draft_length=96, target_length=96)
     assert cache.admit(4, draft_length=cache.capacity - 96, target_length=200)
-    assert cache.prefixes.get(b"clip") is None
+    assert cache.prefixes.get(CLIP) is None
     target.clear()
     cache.settle()
     assert cache.allocator.available_size() == cache.capacity
@@ -86,11 +87,11 @@ def test_a_tail_without_deepstack_features_goes_before_a_prompt_that_has_some() 
 def test_a_prefix_that_is_read_outlives_a_flush_until_its_last_row_has_gone() -> None:
     cache, target = make()
     cache.admit(1, draft_length=20, target_length=20)
-    cache.share(1, b"clip", prompt_of(20), 16, filled=16)
-    prefix = cache.prefixes.get(b"clip")
+    cache.share(1, CLIP, prompt_of(20), 16, filled=16)
+    prefix = cache.prefixes.get(CLIP)
     assert prefix is not None
     assert cache.prefixes.clear() == []
-    assert cache.prefixes.get(b"clip") is None
+    assert cache.prefixes.get(CLIP) is None
     assert cache.slots_in_use == 20
     target.free_rows([1])
     cache.settle()
@@ -99,20 +100,21 @@ def test_a_prefix_that_is_read_outlives_a_flush_until_its_last_row_has_gone() ->
 
 def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     cache, target = make(slots=128)
-    for row, key in enumerate((b"a", b"b", b"c"), 1):
+    for row, key in enumerate(map(PrefixKey, (b"a", b"b", b"c")), 1):
         cache.admit(row, draft_length=30, target_length=30)
         cache.share(row, key, prompt_of(30), 24, filled=24)
     # All are being read: nothing can go yet.
     assert cache.prefixes.held == 72 > CACHED_SHARE * cache.capacity
-    cache.prefixes.get(b"a")
+    cache.prefixes.get(PrefixKey(b"a"))
     for row in (1, 2, 3):
         target.free_rows([row])
     cache.admit(4, draft_length=30, target_length=30)
-    cache.share(4, b"d", prompt_of(30), 24, filled=24)
-    assert [key for key in (b"a", b"b", b"c", b"d") if cache.prefixes.knows(key)] == [b"a", b"d"]
+    cache.share(4, PrefixKey(b"d"), prompt_of(30), 24, filled=24)
+    known = [key for key in (b"a", b"b", b"c", b"d") if cache.prefixes.knows(PrefixKey(key))]
+    assert known == [b"a", b"d"]
     cache.admit(5, draft_length=90, target_length=90)
-    cache.share(5, b"long", prompt_of(90), 80, filled=80)
-    assert not cache.prefixes.knows(b"long")
+    cache.share(5, PrefixKey(b"long"), prompt_of(90), 80, filled=80)
+    assert not cache.prefixes.knows(PrefixKey(b"long"))
 
 
 class SharedVideos(RuleBasedStateMachine):
@@ -127,7 +129,7 @@ class SharedVideos(RuleBasedStateMachine):
 
     @rule(row=rows, video=st.sampled_from([(b"a", 21), (b"b", 33)]), question=st.integers(1, 20))
     def ask(self, row: int, video: tuple[bytes, int], question: int) -> None:
-        key, shared = video
+        key, shared = PrefixKey(video[0]), video[1]
         prefix = self.cache.prefixes.get(key)
         length = shared + question
         if not self.cache.admit(row, draft_length=length, target_length=99, prefix=prefix):
@@ -184,10 +186,13 @@ def request(**changes: Any) -> tuple[Any, Any]:
         "hash": 123456789,
         "seconds": 1,
         "detail": False,
+        "pixels": torch.zeros(5, 5),
         **changes,
     }
     policy: Policy = find_policy(chosen["policy"])
-    item = SimpleNamespace(hash=chosen["hash"], modality="VIDEO", offsets=[(3, 10)])
+    item = SimpleNamespace(
+        hash=chosen["hash"], modality="VIDEO", offsets=[(3, 10)], feature=chosen["pixels"]
+    )
     positions = torch.arange(15).expand(3, -1) * chosen["seconds"]
     req = SimpleNamespace(
         origin_input_ids=chosen["ids"],
@@ -204,10 +209,15 @@ def request(**changes: Any) -> tuple[Any, Any]:
     )
 
 
+def digest_of(**changes: Any) -> bytes | None:
+    key = key_of(*request(**changes))
+    return None if key is None else key.digest
+
+
 def test_prompts_that_differ_after_the_video_share_and_no_others() -> None:
-    key = key_of(*request())
-    assert key is not None
-    assert key == key_of(*request(ids=[1, 2, 3, *[77] * 8, 9]))
+    digest = digest_of()
+    assert digest is not None
+    assert digest == digest_of(ids=[1, 2, 3, *[77] * 8, 9])
     for change in (
         {"ids": [1, 2, 9, *[77] * 8, 4]},
         {"hash": 987654321},
@@ -217,7 +227,24 @@ def test_prompts_that_differ_after_the_video_share_and_no_others() -> None:
         {"seconds": 2},
         {"kept": 8},
     ):
-        assert key_of(*request(**change)) not in (key, None), change
+        assert digest_of(**change) not in (digest, None), change
+
+
+def test_a_hash_that_two_videos_share_is_not_trusted() -> None:
+    cache, _ = make()
+    key, other = key_of(*request()), key_of(*request(pixels=torch.ones(5, 5)))
+    gone = key_of(*request(pixels=None))
+    assert key is not None
+    assert other is not None
+    assert key.digest == other.digest
+    cache.admit(1, draft_length=20, target_length=20)
+    cache.share(1, key, prompt_of(20), 16, filled=16)
+    assert cache.prefixes.get(other) is None
+    # Pixels that SGLang has dropped can be no other's.
+    assert cache.prefixes.get(gone) is cache.prefixes.get(key) is not None
+    cache.admit(2, draft_length=20, target_length=20)
+    cache.share(2, other, prompt_of(20), 16, filled=16)
+    assert cache.prefixes.held == 16
 
 
 @pytest.mark.parametrize(
@@ -230,4 +257,4 @@ def test_what_the_question_decides_or_nobody_can_tell_apart_is_not_shared(
 
 
 def test_a_whole_video_is_shared_whatever_the_policy() -> None:
-    assert key_of(*request(kept=8)) == key_of(*request(kept=8, policy="specvlm")) is not None
+    assert digest_of(kept=8) == digest_of(kept=8, policy="specvlm") is not None

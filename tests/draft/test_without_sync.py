@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specvlm_sglang.draft.inputs import DraftPrompt
 from specvlm_sglang.draft.kv_cache import DraftKVCache
+from specvlm_sglang.draft.prefixes import PrefixKey
 from tests.support.sync_guard import HostSyncError, NoHostSync
 
 ROWS, WIDTH = 9, 4096
@@ -94,8 +95,8 @@ def test_sharing_the_beginning_of_a_prompt_waits_for_nothing(fake: Any, page_siz
     prompt = DraftPrompt(torch.zeros((50, 8), device="cuda"), tokens, tokens.expand(3, -1))
     with NoHostSync():
         assert cache.admit(1, draft_length=50, target_length=200)
-        cache.share(1, b"clip", prompt, 41, filled=180)
-        prefix = cache.prefixes.get(b"clip")
+        cache.share(1, PrefixKey(b"clip"), prompt, 41, filled=180)
+        prefix = cache.prefixes.get(PrefixKey(b"clip"))
         assert prefix is not None
         assert cache.admit(2, draft_length=60, target_length=210, prefix=prefix)
         assert prompt.part(41, 50).after(prefix.tail, prefix.held).stop == 50
@@ -115,7 +116,7 @@ def test_a_flush_does_nothing_on_the_device(fake: Any, page_size: int) -> None:
     prompt = DraftPrompt(torch.zeros((20, 8), device="cuda"), tokens, tokens.expand(3, -1))
     assert cache.admit(1, draft_length=20, target_length=100)
     assert cache.admit(2, draft_length=20, target_length=100)
-    cache.share(2, b"clip", prompt, 17, filled=90)
+    cache.share(2, PrefixKey(b"clip"), prompt, 17, filled=90)
     with NothingAsked():
         cache.clear()
         cache.reset_allocator()

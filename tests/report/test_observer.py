@@ -87,3 +87,20 @@ def test_a_prompt_counts_at_its_end_and_what_is_kept_of_it_where_a_draft_begins(
     observer.began(drafted)
     observer.began(full)
     assert (totals.kept_video_tokens, totals.cold_at_prefill) == (6, 2)
+
+
+def test_metrics_that_cannot_be_counted_cost_nothing_but_themselves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    observer = Observer(prometheus=False)
+    # A disk that is full: every counter of Prometheus raises.
+    observer._metrics = mock.MagicMock()
+    observer._metrics.finished_prefill.side_effect = OSError("No space left on device")
+    observer._metrics.kv_in_use.set.side_effect = OSError("No space left on device")
+    for _ in range(3):
+        observer.finished_prefill(RequestReport(60, 6, "specvlm"))
+        observer.draft_kv(3, 10)
+    assert observer.totals.requests == 3
+    # What still counts is counted; the log says it once.
+    assert observer._metrics.kv_capacity.set.call_count == 3
+    assert len([one for one in caplog.messages if "cannot be counted" in one]) == 1

@@ -17,6 +17,7 @@ from specvlm_sglang.draft.kv_cache import GROWTH
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, ask, ask_all, launch, meta, report, state
 from tests.support import hf, probe
+from tests.support.faults import FAULTS, rid_of
 from tests.support.server import Server
 
 pytestmark = pytest.mark.serving
@@ -214,6 +215,31 @@ def test_a_failure_on_the_drafts_side_costs_a_request_its_draft_and_nothing_else
         if case.video_tokens:
             assert report(answer)["cold"] == f"injected into {step}"
     assert state(server)["draft_kv_tokens_in_use"] == 0
+    answer = ask(server, cases[1])
+    assert tuple(answer.output_ids) == cases[1].expected
+    assert report(answer)["cold"] is None
+
+
+def test_faults_at_all_seams_at_once_change_no_answer_and_lose_no_slot(
+    probed: tuple[Server, dict[str, str]], cases: list[specvlm.Case]
+) -> None:
+    """Each alone, and what it shows: tests/serving/test_faults.py."""
+    server, _ = probed
+    with_video = [case for case in cases if case.video_tokens]
+    jobs = [
+        (with_video[place % len(with_video)], {"retention": 0.3, "rid": rid_of(name)})
+        for place, name in enumerate(FAULTS)
+    ]
+    jobs += [(case, {}) for case in cases]
+    before = state(server)
+    for (case, _), answer in zip(jobs, ask_all(server, jobs, at_once=8), strict=True):
+        assert tuple(answer.output_ids) == case.expected
+    after = state(server)
+    cold = sum(fault.shows == "cold" for fault in FAULTS.values())
+    assert after["cold_at_prefill"] - before["cold_at_prefill"] >= cold
+    assert after["went_cold"] > before["went_cold"]
+    assert after["draft_kv_tokens_in_use"] == 0
+    assert after["draft_kv_tokens_free"] == after["draft_kv_tokens"]
     answer = ask(server, cases[1])
     assert tuple(answer.output_ids) == cases[1].expected
     assert report(answer)["cold"] is None

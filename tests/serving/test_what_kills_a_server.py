@@ -105,6 +105,8 @@ def test_the_profiler_starts_and_stops(
         ("/generate", {"input_ids": [5, -1]}, "input_ids[1]"),
         ("/generate", {"input_ids": [5, 10**9]}, "input_ids[1]"),
         ("/generate", {"text": ""}, "empty"),
+        ("/generate", {"text": "", "video_data": "a.mp4"}, "empty"),
+        ("/generate", {"text": "", "video_data": "a.mp4", "rid": {"a": []}}, "rid"),
         (
             "/generate",
             {"text": "a", "return_logprob": True, "top_logprobs_num": 10**6},

@@ -3,8 +3,9 @@
 `install` makes a directory that looks like an installed distribution with an SGLang plugin. With it
 on ``PYTHONPATH`` the server runs a worker that dumps, per completed prompt, the scores, the kept
 tokens, the draft's logits at prefill and those of every later draft-extend pass: all that happens
-between `clear` and `records`. `failing` makes it raise in one of its steps instead, and
-`corrupt_a_token` makes its verification let a wrong token through.
+between `clear` and `records`. `failing` makes it raise in one of its steps instead,
+`corrupt_a_token` makes its verification let a wrong token through, and requests can choose faults
+of their own (`tests.support.faults`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.support import faults
 
 DUMP_VARIABLE = "SPECVLM_TEST_DUMP"
 _LISTENING = "listening"
@@ -73,8 +76,9 @@ def register() -> None:
     original = SpecVLMAlgorithm.create_worker
 
     def create_worker(self: Any, server_args: Any) -> type:
-        return _probed(original(self, server_args))
+        return faults.faulty(_probed(original(self, server_args)))
 
+    faults.spoil_reports()
     SpecVLMAlgorithm.create_worker = create_worker  # type: ignore[method-assign]
 
 
@@ -142,7 +146,7 @@ def _probed(worker_class: type) -> type:
                 try:
                     extend(batch, result, **options)
                 finally:
-                    del runner.forward
+                    runner.forward = forward
                 write(
                     kind="pool",
                     in_use=draft.kv.slots_in_use,

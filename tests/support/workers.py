@@ -11,6 +11,9 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 SHARED_SERVERS = {
     "plain servers": ("test_broken_inputs", "test_plain_serving"),
     "SPECVLM servers": (
+        "test_fuzz",
+        "test_isolation",
+        "test_soak",
         "test_specvlm",
         "test_specvlm_detail",
         "test_specvlm_examples",

@@ -119,6 +119,13 @@ ROBUSTNESS: dict[str, tuple[Symbol, ...]] = {
         *fields(_ITEM, "feature", "format", "offsets", "precomputed_embeddings"),
         Symbol(f"{_ITEM}.is_precomputed_embedding"),
     ),
+    "unforeseen": (
+        Symbol(
+            "sglang.srt.managers.tokenizer_manager:TokenizerManager.generate_request",
+            ("obj", "request"),
+        ),
+        *fields(f"{_IO}:GenerateReqInput", "is_single", "rid"),
+    ),
     "internvl padding": (
         Symbol(
             "sglang.srt.models.internvl:InternVLChatModel.pad_input_ids", ("input_ids", "mm_inputs")
