@@ -36,6 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=500_000_000,
         help="size to which the shipped target is enlarged, such as 500M; 0: as it is",
     )
+    add(
+        "--draft-parameters",
+        type=_count,
+        default=0,
+        help="size to which the shipped draft is enlarged; 0: as it is",
+    )
+    add(
+        "--draft-kv-heads",
+        type=int,
+        help="KV heads of a layer of the enlarged draft (1 or 2), where memory is the question",
+    )
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of both")
     add("--steps", type=int, default=5, help="draft tokens of the chain")
     add(

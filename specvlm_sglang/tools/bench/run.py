@@ -83,7 +83,14 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
     started = time.monotonic()
     _check(options)
     about = environment()
-    pair = choose_pair(options.target, options.draft, options.parameters, console)
+    pair = choose_pair(
+        options.target,
+        options.draft,
+        options.parameters,
+        console,
+        draft_parameters=options.draft_parameters,
+        draft_kv_heads=options.draft_kv_heads,
+    )
     with console.status("preparing the tokenizer"):
         template = Template(pair.target)
     plan = _plan(options, pair, template, folder)
