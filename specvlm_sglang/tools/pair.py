@@ -81,13 +81,13 @@ def choose_pair(
     made = []
     if parameters:
         large = _enlarged(large, parameters, None, console)
-        made.append(f"target enlarged to about {parameters / 1e6:g}M")
+        made.append(f"target enlarged to about {parameters / 1e6:.0f}M parameters")
     if draft_parameters:
         small = _enlarged(small, draft_parameters, draft_kv_heads, console)
         heads = f" and {draft_kv_heads} KV heads" if draft_kv_heads else ""
-        made.append(f"draft enlarged to about {draft_parameters / 1e6:g}M{heads}")
+        made.append(f"draft enlarged to about {draft_parameters / 1e6:g}M parameters{heads}")
     note = (
-        f"the shipped pair, its {', its '.join(made)} parameters that "
+        f"the shipped pair, its {', its '.join(made)} that "
         "change no answer: acceptance of the trained pair, cost of the enlarged weights"
         if made
         else "the shipped pair as it is"

@@ -40,7 +40,7 @@ def test_the_shipped_draft_is_enlarged_with_its_kv_heads(
     assert pair.target == str(demo.target_path())
     text = json.loads((Path(pair.draft) / "config.json").read_text())["text_config"]
     assert (text["num_hidden_layers"], text["num_key_value_heads"]) == (16, 2)
-    assert "draft enlarged to about 6M and 2 KV heads" in pair.note
+    assert "draft enlarged to about 6M parameters and 2 KV heads" in pair.note
     with pytest.raises(ValueError, match=r"--draft-parameters 6000000: kv_heads must be .* got 3"):
         choose_pair(None, None, 0, CONSOLE, draft_parameters=6_000_000, draft_kv_heads=3)
 
