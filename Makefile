@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 # A server is three processes that import all of SGLang: without bytecode files each compiles it anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo picture test test-all test-pythons test-gpu check format coverage bench-kernels clean
+.PHONY: help setup demo picture test test-all test-pythons test-gpu check format coverage bench bench-kernels clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -63,6 +63,9 @@ format: $(READY)  ## Format and fix what can be fixed
 
 coverage: $(READY)  ## Line and branch coverage of the reference
 	$(RUN) pytest tests/reference --cov --cov-report=term-missing
+
+bench: $(READY)  ## A short benchmark; AGAINST=DIR fails on a loss beyond noise beside that run
+	$(RUN) specvlm bench --profile short --out $(or $(OUT),bench) $(if $(AGAINST),--against $(AGAINST))
 
 bench-kernels: $(READY)  ## Kernel timings (pytest-benchmark)
 	$(RUN) pytest benchmarks/kernels --benchmark-only

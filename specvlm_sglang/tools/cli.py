@@ -102,10 +102,10 @@ def _visualize(options: argparse.Namespace) -> None:
     run(options)
 
 
-def _bench(options: argparse.Namespace) -> None:
+def _bench(options: argparse.Namespace) -> int:
     from specvlm_sglang.tools.bench.run import run
 
-    run(options)
+    return run(options)
 
 
 def _soak(options: argparse.Namespace) -> int:

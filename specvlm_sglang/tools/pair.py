@@ -1,4 +1,4 @@
-"""The pair that a tool serves: the user's, or the shipped one, whose target can be enlarged."""
+"""The pair that a tool serves: the user's, or the shipped one, whose models can be enlarged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.errors import ToolError
 
-_ENLARGED_BYTES = 3 << 30
+_SPARE_BYTES = 2 << 30
+"""Left free on the disk beside an enlarged model."""
 
 
 @dataclass(frozen=True)
@@ -35,39 +36,63 @@ class Pair:
     note: str
 
 
-def choose_pair(target: str | None, draft: str | None, parameters: int, console: Console) -> Pair:
-    """The user's pair, or the shipped one, its target enlarged to ``parameters`` (0: as it is).
+def choose_pair(
+    target: str | None,
+    draft: str | None,
+    parameters: int,
+    console: Console,
+    *,
+    draft_parameters: int = 0,
+    draft_kv_heads: int | None = None,
+) -> Pair:
+    """The user's pair, or the shipped one, enlarged where a size is given (0: as it is).
 
     Parameters
     ----------
     target, draft
         ``--target`` and ``--draft``; None for both: the shipped pair.
-    parameters
-        About how many the shipped target is to have. Enlarged once, it is kept in a cache.
+    parameters, draft_parameters
+        About how many the shipped target and draft are to have. Enlarged once, a model is kept in
+        a cache.
+    draft_kv_heads
+        KV heads of a layer of the enlarged draft; None: the shipped draft's.
     console
-        Says so while it is being enlarged.
+        Says so while one is being enlarged.
 
     Raises
     ------
     ToolError
-        Only one of the two is given, one is no directory though it looks like one, or the disk is
-        too full for the enlarged target.
+        Only one of the two models is given, one is no directory though it looks like one, a size
+        is given for a draft that is not the shipped one, or the disk is too full.
     ValueError
-        ``parameters`` is too small.
+        A size is too small, or the KV heads cannot be had.
     """
+    if draft_kv_heads is not None and not draft_parameters:
+        raise ToolError(f"--draft-kv-heads {draft_kv_heads} needs --draft-parameters")
     if target is not None and draft is not None:
+        if draft_parameters:
+            raise ToolError(
+                f"--draft-parameters {draft_parameters} enlarges the shipped draft only"
+            )
         return _own_pair(target, draft)
     if target is not None or draft is not None:
         raise ToolError("--target and --draft go together")
-    small = str(demo.draft_path())
-    if parameters == 0:
-        note = "the shipped pair as it is"
-        return Pair(str(demo.target_path()), small, shipped=True, note=note)
+    large, small = demo.target_path(), demo.draft_path()
+    made = []
+    if parameters:
+        large = _enlarged(large, parameters, None, console)
+        made.append(f"target enlarged to about {parameters / 1e6:.0f}M parameters")
+    if draft_parameters:
+        small = _enlarged(small, draft_parameters, draft_kv_heads, console)
+        heads = f" and {draft_kv_heads} KV heads" if draft_kv_heads else ""
+        made.append(f"draft enlarged to about {draft_parameters / 1e6:g}M parameters{heads}")
     note = (
-        f"the shipped pair, its target enlarged to about {parameters / 1e6:.0f}M parameters that "
+        f"the shipped pair, its {', its '.join(made)} that "
         "change no answer: acceptance of the trained pair, cost of the enlarged weights"
+        if made
+        else "the shipped pair as it is"
     )
-    return Pair(str(_enlarged_target(parameters, console)), small, shipped=True, note=note)
+    return Pair(str(large), str(small), shipped=True, note=note)
 
 
 def _own_pair(target: str, draft: str) -> Pair:
@@ -78,17 +103,26 @@ def _own_pair(target: str, draft: str) -> Pair:
     return Pair(large, small, shipped=False, note=f"target {target}, draft {draft}")
 
 
-def _enlarged_target(parameters: int, console: Console) -> Path:
+def _enlarged(source: Path, parameters: int, kv_heads: int | None, console: Console) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
     from specvlm_sglang.tools.demo import enlarge
 
-    folder = enlarge.cache_folder(parameters)
+    name = source.name
+    folder = enlarge.cache_folder(source, parameters, kv_heads)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < _ENLARGED_BYTES:
-            raise ToolError(f"{folder.parent} has less than 3 GB free for the enlarged target")
+        needed = 2 * parameters + _SPARE_BYTES
+        if shutil.disk_usage(folder.parent).free < needed:
+            raise ToolError(
+                f"{folder.parent} has less than {needed / 1e9:.1f} GB free for the enlarged {name}"
+            )
         disable_progress_bar()
-        with console.status("enlarging the target (once)"):
-            enlarge.write(demo.target_path(), folder, parameters)
+        layers = enlarge.LAYERS if source == demo.target_path() else enlarge.DRAFT_LAYERS
+        flag = "--parameters" if source == demo.target_path() else "--draft-parameters"
+        with console.status(f"enlarging the {name} (once)"):
+            try:
+                enlarge.write(source, folder, parameters, layers=layers, kv_heads=kv_heads)
+            except ValueError as error:
+                raise ValueError(f"{flag} {parameters}: {error}") from None
     return folder

@@ -9,7 +9,12 @@ from benchmarks.tinyvid.data import Shape, make_batch
 from benchmarks.tinyvid.model import SIZES, new_model
 from benchmarks.tinyvid.muon import orthogonalised
 from benchmarks.tinyvid.train import Trainer, answer_logits
-from specvlm_sglang.tools.demo.enlarge import enlarge, parse_count
+from specvlm_sglang.tools.demo.enlarge import (
+    enlarge,
+    least_parameters,
+    most_layers,
+    parse_count,
+)
 
 
 def _trainer(**changes) -> Trainer:
@@ -79,6 +84,29 @@ def test_an_enlarged_model_says_the_same_in_float32() -> None:
         assert torch.equal(answer_logits(small, batch)[1], answer_logits(large, batch)[1])
 
 
+def test_an_enlarged_draft_with_copied_kv_heads_says_the_same_in_float32() -> None:
+    small = new_model(SIZES["draft"], seed=2).eval()
+    for layers, parameters in ((2, 3_000_000), (8, 5_000_000)):
+        large = enlarge(small, parameters, layers=layers, kv_heads=2)
+        count = sum(parameter.numel() for parameter in large.parameters())
+        assert count == pytest.approx(parameters, rel=0.02)
+        assert large.config.text_config.num_key_value_heads == 2
+        batch = make_batch(Shape(112, seconds=4, fps=2, clips=2), seed=3, step=0)
+        batch.patches = batch.patches.float()
+        with torch.no_grad():
+            found = answer_logits(small, batch)[1], answer_logits(large, batch)[1]
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_are_as_many_as_the_parameters_suffice_for() -> None:
+    small = new_model(SIZES["draft"], seed=2)
+    least = least_parameters(small, 8, 2)
+    assert most_layers(small, least, 16, 2) == 8
+    assert most_layers(small, least - 1, 16, 2) == 6
+    large = enlarge(small, least, layers=8, kv_heads=2)
+    assert sum(parameter.numel() for parameter in large.parameters()) == least
+
+
 def test_an_enlarged_model_attends_as_the_small_one_on_average_over_layers() -> None:
     small = new_model(SIZES["target"], seed=2).eval()
     large = enlarge(small, 40_000_000, layers=8)
@@ -98,6 +126,8 @@ def test_enlargement_refuses_what_it_cannot_do() -> None:
         enlarge(small, 1000)
     with pytest.raises(ValueError, match="layers must be a multiple of 2, got 3"):
         enlarge(small, 10_000_000, layers=3)
+    with pytest.raises(ValueError, match="kv_heads must be a multiple of 1 that divides 2, got 3"):
+        enlarge(small, 10_000_000, layers=2, kv_heads=3)
     with pytest.raises(ValueError, match="--parameters must be a number like 500M"):
         parse_count("many")
     assert parse_count("1.5B") == 1_500_000_000

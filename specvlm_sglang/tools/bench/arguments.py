@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from specvlm_sglang.tools.bench.configurations import MAIN, REGISTRY
+from specvlm_sglang.tools.bench.profiles import PROFILES
 from specvlm_sglang.tools.bench.workloads import WORKLOADS, Workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the benchmark."""
     add = parser.add_argument
+    add(
+        "--profile",
+        action=_Profile,
+        choices=PROFILES,
+        help="flags of a named run: short, or deciding; flags after it go before its own",
+    )
     add(
         "--workloads",
         nargs="+",
@@ -36,6 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=500_000_000,
         help="size to which the shipped target is enlarged, such as 500M; 0: as it is",
     )
+    add(
+        "--draft-parameters",
+        type=_count,
+        default=0,
+        help="size to which the shipped draft is enlarged; 0: as it is",
+    )
+    add(
+        "--draft-kv-heads",
+        type=int,
+        help="KV heads of a layer of the enlarged draft (1 or 2), where memory is the question",
+    )
     add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of both")
     add("--steps", type=int, default=5, help="draft tokens of the chain")
     add(
@@ -59,7 +78,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"say which expectations these configurations meet (without a name: {MAIN})",
     )
     add("--out", type=Path, help="folder for results.json, results.md and plots")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run that was begun in --out, where it ended",
+    )
+    add(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="compare with the run in DIR; a loss beyond noise is exit status 2",
+    )
     add("--list", action=_List, help="list workloads and configurations, and end")
+
+
+class _Profile(argparse.Action):
+    """``--profile``: sets the flags of a named run."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for name, value in PROFILES[values].items():
+            known = [WORKLOADS[w] for w in value] if name == "workloads" else value
+            setattr(namespace, name, known)
 
 
 class _List(argparse.Action):

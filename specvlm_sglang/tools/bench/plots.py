@@ -16,7 +16,7 @@ _STYLES = {"decode": "-", "end to end": "--", "all together": "-."}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _NOTE_WIDTH = 110
 _USERS = {MAIN: "server's top-p", PAPER: "top-p 0.4"}
-_LENGTHS = {"512": 512, MAIN_WORKLOAD: 2048, "8k": 8192}
+_LENGTHS = {"512": 512, MAIN_WORKLOAD: 2048, "8k": 8192, "16k": 16928}
 _TOGETHER = {MAIN_WORKLOAD: 1, f"{MAIN_WORKLOAD}-x4": 4, f"{MAIN_WORKLOAD}-x8": 8}
 
 

@@ -11,9 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from specvlm_sglang.tools.bench import against
+from specvlm_sglang.tools.bench.against import Comparison
 from specvlm_sglang.tools.bench.bars import Bar
+from specvlm_sglang.tools.bench.configurations import PLAIN
 from specvlm_sglang.tools.bench.measure import Record
-from specvlm_sglang.tools.bench.summary import Row, Spread
+from specvlm_sglang.tools.bench.stored import pack
+from specvlm_sglang.tools.bench.summary import SPEEDUPS, Row, Spread
 
 PHASE_NAMES = {
     "target_prefill": "target prefill",
@@ -43,6 +47,8 @@ class Report:
         Draft KV slots of one request, by workload and configuration.
     slot_bytes
         Bytes of one slot.
+    comparison
+        With an earlier run; None without ``--against``.
     """
 
     about: dict[str, Any]
@@ -52,6 +58,7 @@ class Report:
     bars: dict[str, Sequence[Bar]]
     slots: dict[tuple[str, str], int]
     slot_bytes: int
+    comparison: Comparison | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
@@ -72,6 +79,7 @@ class Report:
                 }
                 for (workload, configuration), slots in self.slots.items()
             ],
+            **({} if self.comparison is None else {"against": _comparison(self.comparison)}),
             "records": [_record(record) for record in self.records],
         }
 
@@ -130,6 +138,10 @@ def tables(report: Report, columns: Sequence[str]) -> list[tuple[str, list[str],
         rows = [row for row in report.rows if row.workload == workload]
         title = f"{workload}: {report.about['workloads'][workload]['about']}"
         found.append((title, list(columns), [_line(row, report, columns) for row in rows]))
+    ratios = [line for row in report.rows if (line := _interval_line(row))]
+    if ratios:
+        header = ["paired ratios to plain", *(name.replace("_", " ") for name in SPEEDUPS)]
+        found.append(("Geometric means over the rounds, with 95 % intervals", header, ratios))
     header = ["milliseconds per answer", *PHASE_NAMES.values()]
     phases = [_phase_line(row) for row in report.rows if row.metrics["phase.verify"]]
     if phases:
@@ -143,6 +155,14 @@ def tables(report: Report, columns: Sequence[str]) -> list[tuple[str, list[str],
         for name, server in report.servers.items()
     ]
     found.append(("Memory", ["server", "peak resident, all processes", "GPU"], lines))
+    if report.comparison is not None:
+        header = ["now over then", "configuration", "what", "ratio, 99 % interval", ""]
+        title = f"Beside {report.comparison.folder}"
+        found.append((title, header, against.lines(report.comparison)))
+        broken = [list(map(str, answer)) for answer in report.comparison.broken]
+        if broken:
+            header = ["workload", "configuration", "clip", "question"]
+            found.append(("LOST: answers no longer equal to plain decoding's", header, broken))
     return found
 
 
@@ -169,6 +189,22 @@ _NARROW = ("configuration", "accept length", "decode speedup", "latency speedup"
 
 def _line(row: Row, report: Report, columns: Sequence[str]) -> list[str]:
     return [report.draft_kv(row) if name == "draft KV" else _COLUMNS[name](row) for name in columns]
+
+
+def _interval_line(row: Row) -> list[str]:
+    """Empty where the configuration is plain decoding or every ratio is of a single round."""
+    found = [row.intervals.get(name) for name in SPEEDUPS]
+    if row.configuration == PLAIN or all(i is None or i.low is None for i in found):
+        return []
+    return [f"{row.workload}, {row.configuration}", *("" if i is None else str(i) for i in found)]
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "folder": str(comparison.folder),
+        "changes": [{**asdict(c), "lost": c.lost} for c in comparison.changes],
+        "broken": comparison.broken,
+    }
 
 
 def _first_difference(row: Row) -> str:
@@ -205,15 +241,12 @@ def _spread(spread: Spread | None, *, digits: int = 2, unit: str = "") -> str:
 
 
 def _record(record: Record) -> dict[str, Any]:
-    answers = [
-        {"task": task, "question": question, **asdict(answer)}
-        for (task, question), answer in record.answers.items()
-    ]
-    for answer in answers:
+    packed = pack(record)
+    for answer in packed["answers"]:
         # The text is long and follows from the models; its tokens' number is in `rounds` and rate.
         answer["tokens"] = len(answer.pop("ids"))
         del answer["text"]
-    return {**vars(record), "answers": answers}
+    return packed
 
 
 def _rounded(value: Any) -> Any:

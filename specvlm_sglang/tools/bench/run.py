@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from specvlm_sglang.models.configs import read_config
+from specvlm_sglang.tools.bench import against
 from specvlm_sglang.tools.bench.bars import bars
 from specvlm_sglang.tools.bench.configurations import MAIN, PLAIN, Configuration, configuration
 from specvlm_sglang.tools.bench.environment import environment
@@ -28,6 +29,7 @@ from specvlm_sglang.tools.bench.servers import (
     peak_memory_bytes,
     servers_that_fit,
 )
+from specvlm_sglang.tools.bench.stored import Journal
 from specvlm_sglang.tools.bench.summary import METRICS, summarise
 from specvlm_sglang.tools.bench.template import Template
 from specvlm_sglang.tools.bench.workloads import (
@@ -47,6 +49,8 @@ from specvlm_sglang.tools.pair import Pair, choose_pair
 from specvlm_sglang.tools.server import Server, wait_until_ready
 
 START_SECONDS = 1800.0
+LOST = 2
+"""Exit status of a run that lost speed beyond noise beside the one of ``--against``."""
 # Without its cache of vision features, a server encodes a video anew after every flush.
 _ENVIRONMENT = {"SGLANG_VLM_CACHE_SIZE_MB": "0"}
 
@@ -68,8 +72,13 @@ class Plan:
         return sorted(dict.fromkeys(every), key=lambda server: server != PLAIN)
 
 
-def run(options: argparse.Namespace, console: Console | None = None) -> None:
+def run(options: argparse.Namespace, console: Console | None = None) -> int:
     """Run the benchmark. Nothing it started survives it.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or `LOST` where ``--against`` found a loss beyond noise.
 
     Raises
     ------
@@ -77,28 +86,42 @@ def run(options: argparse.Namespace, console: Console | None = None) -> None:
         It cannot run; the message is one sentence.
     """
     with tempfile.TemporaryDirectory(prefix="specvlm-bench-") as folder:
-        _run(options, console or Console(), Path(folder))
+        return _run(options, console or Console(), Path(folder))
 
 
-def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
+def _run(options: argparse.Namespace, console: Console, folder: Path) -> int:
     started = time.monotonic()
     _check(options)
     about = environment()
-    pair = choose_pair(options.target, options.draft, options.parameters, console)
+    earlier = against.read(options.against) if options.against else None
+    pair = choose_pair(
+        options.target,
+        options.draft,
+        options.parameters,
+        console,
+        draft_parameters=options.draft_parameters,
+        draft_kv_heads=options.draft_kv_heads,
+    )
     with console.status("preparing the tokenizer"):
         template = Template(pair.target)
     plan = _plan(options, pair, template, folder)
     console.print(Text(f"{pair.note}. {plan.rule}", style="dim"))
     at_once = options.servers_at_once or servers_that_fit(pair.target)
-    records: list[Record] = []
-    slots: dict[tuple[str, str], int] = {}
+    settings = _settings(options, pair, plan)
+    if earlier is not None:
+        against.check_settings(earlier, settings)
+    path = options.out / "journal.jsonl" if options.out else None
+    together = {**settings, "servers_at_once": at_once, "commit": about["commit"]}
+    journal = Journal(path, together, resume=options.resume)
     warm: set[tuple[int, str, int]] = set()
-    servers: dict[str, dict[str, Any]] = {}
     for batch, names in enumerate(batches(plan.servers, at_once)):
+        if batch in journal.batches:
+            continue
         with ExitStack() as stack:
             alive = _start(options, pair, plan, names, stack, folder, console)
             for workload in plan.workloads:
-                records += _workload(plan, workload, alive, template, slots, warm, batch, console)
+                _workload(plan, workload, alive, template, journal, warm, batch, console)
+            servers = {}
             for name, server in alive.items():
                 processes = server.processes()
                 servers[name] = {
@@ -107,7 +130,10 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
                     "gpu_bytes": gpu_memory_bytes(processes),
                     "draft_kv_capacity": specvlm_state(server.url).get("draft_kv_tokens"),
                 }
+            journal.end_batch(batch, servers)
+    records, slots = journal.records, journal.slots
     about |= {
+        "settings": settings,
         "pair": pair.note,
         "seconds": round(time.monotonic() - started),
         "servers_at_once": at_once,
@@ -117,7 +143,7 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
     rows = summarise(records)
     report = Report(
         about=about,
-        servers=servers,
+        servers=journal.servers,
         records=records,
         rows=rows,
         bars={
@@ -126,6 +152,7 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
         },
         slots=slots,
         slot_bytes=model_needs(pair.draft, options.dtype).kv_bytes_per_token,
+        comparison=None if earlier is None else against.compare(records, earlier),
     )
     show(report, console)
     if options.out:
@@ -136,6 +163,19 @@ def _run(options: argparse.Namespace, console: Console, folder: Path) -> None:
         note = f"{machine}; {pair.note}; server's top-p {options.top_p:g}"
         draw(rows, options.out, note)
         console.print(f"written to {options.out}")
+    return LOST if report.comparison is not None and report.comparison.lost else 0
+
+
+def _settings(options: argparse.Namespace, pair: Pair, plan: Plan) -> dict[str, Any]:
+    """What decides which numbers come out, besides the machine and the commit."""
+    return {
+        "pair": pair.note,
+        **{name: getattr(options, name) for name in ("dtype", "steps", "tree", "top_p", "launch")},
+        "workloads": [asdict(workload) for workload in plan.workloads],
+        "configurations": {
+            workload: [c.name for c in chosen] for workload, chosen in plan.configurations.items()
+        },
+    }
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -154,6 +194,8 @@ def _check(options: argparse.Namespace) -> None:
     chosen = [configuration(name) for name in options.configurations or [PLAIN]]
     if all(c.server != PLAIN for c in chosen):
         raise ToolError(f"--configurations must contain {PLAIN}: everything is compared with it")
+    if options.resume and options.out is None:
+        raise ToolError("--resume needs --out, the folder of the run to go on with")
     if not 0 <= options.top_p <= 1:
         raise ToolError(f"--top-p {options.top_p} must lie in [0, 1]")
 
@@ -251,16 +293,24 @@ def _workload(
     workload: Workload,
     alive: dict[str, Server],
     template: Template,
-    slots: dict[tuple[str, str], int],
+    journal: Journal,
     warm: set[tuple[int, str, int]],
     batch: int,
     console: Console,
-) -> list[Record]:
+) -> None:
     chosen = [c for c in plan.configurations[workload.name] if c.server in alive]
     rounds = plan.tasks[workload.name]
     first = rounds[0][0]
     if all(c.server == PLAIN for c in chosen) and len(alive) > 1:
-        return []
+        return
+    names = {c.name for c in chosen}
+    missing = [
+        index
+        for index in range(len(rounds))
+        if not journal.measured(batch, workload.name, index, names)
+    ]
+    if not missing:
+        return
     for user in chosen:
         # Threads, buffers and caches of the allocator settle per server and size of a video.
         if (batch, user.server, workload.side) not in warm:
@@ -268,21 +318,19 @@ def _workload(
             warm_up(alive[user.server].url, user, first, template.render)
     if workload.concurrency == workload.questions == 1:
         for user in chosen:
-            if user.server != PLAIN:
+            if user.policy is not None:
                 found = draft_slots(alive[user.server].url, user, first, template.render)
                 if found is not None:
-                    slots[workload.name, user.name] = found
-    records = []
-    for index, tasks in enumerate(rounds):
+                    journal.add_slots(workload.name, user.name, found)
+    for index in missing:
         for user in rotated(chosen, index):
             url = alive[user.server].url
             with console.status(f"{workload.name}, round {index + 1}: {user.name}"):
                 record = measure(
-                    url, user, workload, tasks, template.render, batch=batch, index=index
+                    url, user, workload, rounds[index], template.render, batch=batch, index=index
                 )
-            records.append(record)
+            journal.add_record(record)
             console.print(Text(_progress(record), style="dim"), soft_wrap=True)
-    return records
 
 
 def _progress(record: Record) -> str:

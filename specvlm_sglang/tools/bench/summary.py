@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specvlm_sglang.report.phases import PHASES
 from specvlm_sglang.tools.bench.configurations import PLAIN
+from specvlm_sglang.tools.bench.intervals import Interval
 from specvlm_sglang.tools.bench.measure import Record
 from specvlm_sglang.tools.client import Answer
 
@@ -102,6 +103,8 @@ class Row:
         By name of `METRICS`, over the rounds.
     ratios
         By name of `SPEEDUPS`, of each round to plain decoding's same round.
+    intervals
+        The same ratios' geometric means with their intervals.
     equal, compared
         Answers that equal plain decoding's token for token, of so many.
     cold
@@ -116,6 +119,7 @@ class Row:
     compared: int
     cold: int
     mismatches: tuple[Mismatch, ...]
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
 
 
 def summarise(records: Sequence[Record]) -> list[Row]:
@@ -137,18 +141,20 @@ def _row(group: Sequence[Record], records: Sequence[Record]) -> Row:
         for mismatch in mismatches(record, plain)
     ]
     compared = sum(len(record.answers) for record, plain in pairs if plain is not None)
+    ratios = {
+        name: [
+            ratio(record, plain, METRICS[metric], inverted=inverted)
+            for record, plain in pairs
+            if plain is not None
+        ]
+        for name, (metric, inverted) in SPEEDUPS.items()
+    }
     return Row(
         workload=group[0].workload,
         configuration=group[0].configuration,
         metrics={name: Spread.of(map(read, group)) for name, read in METRICS.items()},
-        ratios={
-            name: Spread.of(
-                ratio(record, plain, METRICS[metric], inverted=inverted)
-                for record, plain in pairs
-                if plain is not None
-            )
-            for name, (metric, inverted) in SPEEDUPS.items()
-        },
+        ratios={name: Spread.of(values) for name, values in ratios.items()},
+        intervals={name: Interval.of(values) for name, values in ratios.items()},
         equal=compared - len(found),
         compared=compared,
         cold=sum(answer.cold is not None for r in group for answer in r.answers.values()),

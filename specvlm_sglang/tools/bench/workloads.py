@@ -74,6 +74,8 @@ WORKLOADS: dict[str, Workload] = {
         Workload(MAIN_WORKLOAD, "2,048 video tokens, one request", 224, _ALL, 3),
         Workload("512", "512 video tokens, one request", 112, _FOUR, 2),
         Workload("8k", "8,192 video tokens, one request", 448, _FOUR, 1),
+        Workload("16k", "16,928 video tokens, one request", 644, _FOUR, 1),
+        Workload("2k-128", "2,048 video tokens, answers of 128 tokens", 224, _FOUR, 1, 128),
         Workload("2k-short", "2,048 video tokens, answers of 32 tokens", 224, _FOUR, 1, 32),
         Workload("2k-x4", "2,048 video tokens, 4 requests at once", 224, _THREE, 1, concurrency=4),
         Workload("2k-x8", "2,048 video tokens, 8 requests at once", 224, _THREE, 1, concurrency=8),
@@ -102,7 +104,7 @@ SAMPLED = (*SIZED, "qwen3_vl", "qwen3_vl_moe", "llava_onevision")
 
 
 def mm_config(model_type: str) -> dict[str, Any]:
-    """Every frame of a clip in its own resolution, from 112 to 448 pixels, as far as it goes.
+    """Every frame of a clip in its own resolution, from 112 to 644 pixels, as far as it goes.
 
     Parameters
     ----------
@@ -111,7 +113,7 @@ def mm_config(model_type: str) -> dict[str, Any]:
     """
     if model_type not in SIZED:
         return {"video": {"fps": CLIP_FPS}} if model_type in SAMPLED else {}
-    low, high = 112 * 112, 448 * 448
+    low, high = 112 * 112, 644 * 644
     size = {"shortest_edge": low, "longest_edge": high}
     limits = {"min_pixels": low, "max_pixels": high, "total_pixels": high * 64}
     return {"video": {"fps": CLIP_FPS, **limits, "size": size}}

@@ -1,11 +1,12 @@
-"""Enlarges the target without changing what it says, for measurements of speed.
+"""Enlarges target or draft without changing what they say, for measurements of speed and memory.
 
     python -m specvlm_sglang.tools.demo.enlarge --parameters 500M --out DIR
 
 Before each of its layers the enlarged model has further ones that attend as that layer does and
-whose output is zero; its MLPs are wider by columns that have no output. It answers and attends to
-a video as the small one does, at the cost of reading and multiplying all its weights. Acceptance
-measured with it is the trained pair's; cost is the enlarged model's. Say so beside every number.
+whose output is zero; its MLPs are wider by columns that have no output; its KV heads can be copied.
+It answers and attends to a video as the small one does, at the cost of reading and multiplying all
+its weights and keeping all its keys and values. Acceptance measured with it is the trained pair's;
+cost is the enlarged model's. Say so beside every number.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from specvlm_sglang.tools.demo import target_path
 
 LAYERS = 32
-"""Layers of the enlarged language model."""
+"""Layers of the enlarged language model, where it has parameters enough for them."""
+DRAFT_LAYERS = 16
+"""The same of an enlarged draft: published drafts have a third to a half of their target's."""
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 _SPREAD = 0.02
 
 
 def enlarge(
-    model: Qwen2_5_VLForConditionalGeneration, parameters: int, *, layers: int = LAYERS
+    model: Qwen2_5_VLForConditionalGeneration,
+    parameters: int,
+    *,
+    layers: int = LAYERS,
+    kv_heads: int | None = None,
 ) -> Qwen2_5_VLForConditionalGeneration:
     """A larger model with the same outputs.
 
@@ -43,6 +50,9 @@ def enlarge(
         About how many the result has.
     layers : int
         How many layers its language model has; a multiple of the model's.
+    kv_heads : int, optional
+        How many KV heads a layer has, each of the model's copied equally often: a multiple of the
+        model's that divides its attention heads. None: the model's.
 
     Returns
     -------
@@ -56,35 +66,80 @@ def enlarge(
     Raises
     ------
     ValueError
-        If `parameters` or `layers` is too small.
+        If `parameters`, `layers` or `kv_heads` cannot be had.
     """
+    config = _config(model, parameters, layers, kv_heads)
+    text, own = config.text_config, model.config.text_config
+    large = Qwen2_5_VLForConditionalGeneration(config).to(model.dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    small = model.state_dict()
+    group = layers // own.num_hidden_layers
+    head = own.hidden_size // own.num_attention_heads
+    copies = text.num_key_value_heads // own.num_key_value_heads
+    with torch.no_grad():
+        for name, weight in large.state_dict().items():
+            source = _source(name, group)
+            found = None if source is None else small[source]
+            if found is not None and re.search(r"language_model.*\.[kv]_proj", name):
+                blocks = found.unflatten(0, (-1, head))
+                found = blocks.repeat_interleave(copies, 0).flatten(0, 1)
+            _fill(name, weight, found, generator)
+    large.generation_config = model.generation_config
+    return large
+
+
+def least_parameters(
+    model: Qwen2_5_VLForConditionalGeneration, layers: int, kv_heads: int | None = None
+) -> int:
+    """The smallest size of ``model`` with so many layers and KV heads."""
     text = model.config.text_config
     own = sum(parameter.numel() for parameter in model.parameters())
-    if layers < 1 or layers % text.num_hidden_layers:
-        raise ValueError(f"layers must be a multiple of {text.num_hidden_layers}, got {layers}")
-    attention = sum(p.numel() for p in model.model.language_model.layers[0].self_attn.parameters())
-    fixed = own - text.num_hidden_layers * 3 * text.hidden_size * text.intermediate_size
-    fixed += (layers - text.num_hidden_layers) * (attention + 2 * text.hidden_size)
-    width = round((parameters - fixed) / (layers * 3 * text.hidden_size) / 64) * 64
-    if width < text.intermediate_size:
-        least = fixed + layers * 3 * text.hidden_size * text.intermediate_size
+    layer = sum(p.numel() for p in model.model.language_model.layers[0].parameters())
+    head = text.hidden_size // text.num_attention_heads
+    more = (kv_heads or text.num_key_value_heads) - text.num_key_value_heads
+    keys_and_values = 2 * more * head * (text.hidden_size + 1)
+    return int(own + (layers - text.num_hidden_layers) * layer + layers * keys_and_values)
+
+
+def most_layers(
+    model: Qwen2_5_VLForConditionalGeneration,
+    parameters: int,
+    wanted: int,
+    kv_heads: int | None = None,
+) -> int:
+    """As many layers as fit ``parameters``, at most ``wanted``; a multiple of the model's."""
+    own = int(model.config.text_config.num_hidden_layers)
+    fitting = range(own, wanted + 1, own)
+    return max(
+        (n for n in fitting if least_parameters(model, n, kv_heads) <= parameters), default=own
+    )
+
+
+def _config(
+    model: Qwen2_5_VLForConditionalGeneration, parameters: int, layers: int, kv_heads: int | None
+) -> Qwen2_5_VLConfig:
+    own = model.config.text_config
+    if layers < 1 or layers % own.num_hidden_layers:
+        raise ValueError(f"layers must be a multiple of {own.num_hidden_layers}, got {layers}")
+    heads, least_heads = own.num_attention_heads, own.num_key_value_heads
+    kv_heads = least_heads if kv_heads is None else kv_heads
+    if kv_heads < 1 or kv_heads % least_heads or heads % kv_heads:
+        raise ValueError(
+            f"kv_heads must be a multiple of {least_heads} that divides {heads}, got {kv_heads}"
+        )
+    least = least_parameters(model, layers, kv_heads)
+    column = layers * 3 * own.hidden_size
+    wider = round((parameters - least) / column / 64) * 64
+    if wider < 0:
         raise ValueError(
             f"parameters must be at least {least} with {layers} layers, got {parameters}"
         )
     config = copy.deepcopy(model.config)
     config.text_config.num_hidden_layers = layers
+    config.text_config.num_key_value_heads = kv_heads
     config.text_config.layer_types = ["full_attention"] * layers
-    config.text_config.intermediate_size = width
-    large = Qwen2_5_VLForConditionalGeneration(config).to(model.dtype).eval()
-    generator = torch.Generator().manual_seed(0)
-    small = model.state_dict()
-    group = layers // text.num_hidden_layers
-    with torch.no_grad():
-        for name, weight in large.state_dict().items():
-            source = _source(name, group)
-            _fill(name, weight, None if source is None else small[source], generator)
-    large.generation_config = model.generation_config
-    return large
+    config.text_config.intermediate_size = own.intermediate_size + wider
+    return config
 
 
 def _source(name: str, group: int) -> str | None:
@@ -128,19 +183,35 @@ def parse_count(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def cache_folder(parameters: int) -> Path:
-    """Where the shipped target is kept enlarged: under ``XDG_CACHE_HOME`` or ``~/.cache``.
+def cache_folder(source: Path, parameters: int, kv_heads: int | None = None) -> Path:
+    """Where the checkpoint ``source`` is kept enlarged: in ``XDG_CACHE_HOME`` or ``~/.cache``.
 
-    Another target, or another way to enlarge it, is another folder.
+    Another checkpoint, or another way to enlarge it, is another folder.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    weights = (target_path() / "model.safetensors").read_bytes()
+    weights = (source / "model.safetensors").read_bytes()
     key = hashlib.sha256(weights + Path(__file__).read_bytes()).hexdigest()[:12]
-    return root / "specvlm-sglang" / f"target-{parameters // 1_000_000}M-{key}"
+    size = f"{parameters / 1_000_000:g}M" + ("" if kv_heads is None else f"-kv{kv_heads}")
+    return root / "specvlm-sglang" / f"{source.name}-{size}-{key}"
 
 
-def write(source: Path, out: Path, parameters: int, dtype: torch.dtype = torch.bfloat16) -> int:
+def write(
+    source: Path,
+    out: Path,
+    parameters: int,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    layers: int = LAYERS,
+    kv_heads: int | None = None,
+) -> int:
     """Write the checkpoint ``source`` enlarged to ``out``, whole or not at all.
+
+    Parameters
+    ----------
+    layers : int
+        At most so many; fewer where ``parameters`` do not suffice for them.
+    kv_heads : int, optional
+        As in `enlarge`.
 
     Returns
     -------
@@ -150,10 +221,11 @@ def write(source: Path, out: Path, parameters: int, dtype: torch.dtype = torch.b
     Raises
     ------
     ValueError
-        `parameters` is too small.
+        `parameters` is too small, or `kv_heads` cannot be had.
     """
     small = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype=dtype)
-    large = enlarge(small, parameters)
+    layers = most_layers(small, parameters, layers, kv_heads)
+    large = enlarge(small, parameters, layers=layers, kv_heads=kv_heads)
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
         large.save_pretrained(part)
@@ -170,16 +242,25 @@ def write(source: Path, out: Path, parameters: int, dtype: torch.dtype = torch.b
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m specvlm_sglang.tools.demo.enlarge",
-        description="Write the target at the cost of a larger model, with the same answers.",
+        description="Write a model at the cost of a larger one, with the same answers.",
     )
-    parser.add_argument("--parameters", required=True, help="about how many: 100M to 1B")
+    parser.add_argument("--parameters", required=True, help="about how many, such as 500M")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--source", type=Path, default=target_path(), help="the small model")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="at most so many")
+    parser.add_argument("--kv-heads", type=int, help="of a layer; default: the small model's")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     arguments = parser.parse_args()
     try:
         count = parse_count(arguments.parameters)
-        total = write(arguments.source, arguments.out, count, getattr(torch, arguments.dtype))
+        total = write(
+            arguments.source,
+            arguments.out,
+            count,
+            getattr(torch, arguments.dtype),
+            layers=arguments.layers,
+            kv_heads=arguments.kv_heads,
+        )
     except ValueError as error:
         parser.error(str(error))
     Console().print(f"wrote {total / 1e6:.0f}M parameters to {arguments.out}")

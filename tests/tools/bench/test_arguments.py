@@ -13,6 +13,7 @@ from specvlm_sglang.pruning.registry import shipped_policies
 from specvlm_sglang.tools.bench.arguments import add_arguments
 from specvlm_sglang.tools.bench.configurations import PLAIN, REGISTRY, Configuration, configuration
 from specvlm_sglang.tools.bench.measure import rotated
+from specvlm_sglang.tools.bench.profiles import PROFILES
 from specvlm_sglang.tools.bench.run import run
 from specvlm_sglang.tools.bench.servers import batches, launch_arguments
 from specvlm_sglang.tools.bench.workloads import WORKLOADS, dataset_mm_config, mm_config
@@ -99,6 +100,8 @@ def test_the_list_names_workloads_and_configurations(capsys: pytest.CaptureFixtu
         (("--dataset", "mlvu"), "--dataset and --data go together"),
         (("--dataset", "mlvu", "--data", "d"), "--dataset needs --target and --draft"),
         (("--target", "t"), "--target and --draft go together"),
+        (("--resume",), "--resume needs --out"),
+        (("--against", "nowhere"), "--against nowhere: nowhere/results.json cannot be read"),
         (("--bars", "best"), "'best' must be one of plain"),
         (("--configurations", "unpruned"), "must contain plain"),
     ],
@@ -159,3 +162,16 @@ def test_servers_are_told_of_frames_what_their_processor_understands() -> None:
     assert dataset_mm_config(64, "llava_onevision")["video"]["max_frames"] == 64
     with pytest.raises(ToolError, match=r"--dataset wants 64 frames .* of glm4v chooses"):
         dataset_mm_config(64, "glm4v")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_a_run_and_flags_after_it_go_before_its_own(name: str) -> None:
+    found = options("--profile", name)
+    assert [workload.name for workload in found.workloads] == list(PROFILES[name]["workloads"])
+    assert all(configuration(c).name == c for c in found.configurations)
+    assert found.configurations[0] == PLAIN
+    assert found.rounds >= 3
+    assert found.draft_parameters * 10 == found.parameters
+    changed = options("--profile", name, "--rounds", "1", "--workloads", "512")
+    assert (changed.rounds, [w.name for w in changed.workloads]) == (1, ["512"])
+    assert changed.parameters == found.parameters
