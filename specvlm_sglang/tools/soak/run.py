@@ -32,6 +32,8 @@ from specvlm_sglang.tools.soak.sending import Sender, spread
 WARM_SHARE = 0.3
 """Of the load, until what the server holds is called its own."""
 _FIRST_SCENE = 7_000_000_000
+_UNTOLD = ("run", "out", "command")
+"""Options that a record does not repeat."""
 
 
 def run(options: argparse.Namespace, console: Console | None = None) -> int:
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace, console: Console | None = None) -> int:
             peak = peak_memory_bytes(served.processes())
             tail = served.log_text().splitlines()[-40:]
     about = {"machine": platform.processor() or platform.machine(), "pair": pair.note}
-    about |= {name: str(value) for name, value in vars(options).items() if name != "run"}
+    about |= {name: str(value) for name, value in vars(options).items() if name not in _UNTOLD}
     whole = {"about": about, "peak_resident_bytes": peak, **figures.as_dict()}
     if options.out is not None:
         options.out.write_text(json.dumps(whole, indent=1) + "\n")
