@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from specvlm_sglang.tools.batch.arguments import add_arguments as add_batch_arguments
 from specvlm_sglang.tools.bench.arguments import add_arguments as add_bench_arguments
 from specvlm_sglang.tools.demo.arguments import add_arguments as add_demo_arguments
 from specvlm_sglang.tools.errors import ToolError
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     visualize = commands.add_parser("visualize", help="write a page that shows what the draft kept")
     add_visualize_arguments(visualize)
     visualize.set_defaults(run=_visualize)
+    batch = commands.add_parser("batch", help="answer a question about many videos, resumable")
+    add_batch_arguments(batch)
+    batch.set_defaults(run=_batch)
     bench = commands.add_parser("bench", help="SPECVLM beside plain decoding, measured in one run")
     add_bench_arguments(bench)
     bench.set_defaults(run=_bench)
@@ -100,6 +104,12 @@ def _visualize(options: argparse.Namespace) -> None:
     from specvlm_sglang.tools.visualize.run import run
 
     run(options)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from specvlm_sglang.tools.batch.run import run
+
+    return run(options)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 SHARED_SERVERS = {
     "plain servers": ("test_broken_inputs", "test_plain_serving"),
     "SPECVLM servers": (
+        "test_batch",
         "test_fuzz",
         "test_isolation",
         "test_soak",

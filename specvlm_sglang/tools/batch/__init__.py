@@ -1,0 +1,1 @@
+"""``specvlm batch``: one question about many videos, or many about many."""
