@@ -14,6 +14,7 @@ SHARED_SERVERS = {
         "test_batch",
         "test_fuzz",
         "test_isolation",
+        "test_scrape",
         "test_soak",
         "test_specvlm",
         "test_specvlm_detail",
