@@ -81,9 +81,9 @@ def test_every_prompt_is_answered_as_transformers_answers_cold_cached_and_eight_
     server = serve(vl_target, *options)
     server.flush_cache()
     assert_as_transformers(vl_target, prompts, ask_all(server, prompts, at_once=1))
-    # Each prompt comes twice: most of the time once cold and once out of the cache.
+    # Each of every second comes twice: most of the time once cold and once out of the cache.
     server.flush_cache()
-    shuffled = prompts * 2
+    shuffled = prompts[::2] * 2
     random.Random(0).shuffle(shuffled)
     answers = ask_all(server, shuffled, at_once=8)
     assert_as_transformers(vl_target, shuffled, answers)
