@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
 import psutil
+from rich.console import Console
 
 from specvlm_sglang.tools.errors import ToolError
 
@@ -200,6 +201,32 @@ class Server:
     def log_text(self) -> str:
         """Everything it printed so far."""
         return self.log.read_text(errors="replace")
+
+
+def start_showing(server: Server, stack: ExitStack, console: Console) -> str:
+    """Start ``server``, wait until it answers, and say so; returns its URL.
+
+    Parameters
+    ----------
+    server
+        Not entered yet; left with ``stack``.
+    console
+        Shows how long it takes, or a line where it is no terminal.
+
+    Raises
+    ------
+    ToolError
+        See `wait_until_ready`.
+    """
+    stack.enter_context(server)
+    title = "starting an SGLang server"
+    if not console.is_terminal:
+        console.print(title)
+    with console.status("") as status:
+        wait_until_ready(
+            (server,), progress=lambda seconds: status.update(f"{title}: {seconds:.0f} s")
+        )
+    return server.url
 
 
 def wait_until_ready(

@@ -24,7 +24,7 @@ from specvlm_sglang.tools.chat import chat, messages_of
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from specvlm_sglang.tools.pair import choose_pair
-from specvlm_sglang.tools.server import Server, wait_until_ready
+from specvlm_sglang.tools.server import Server, start_showing
 
 
 @dataclass
@@ -135,13 +135,8 @@ def _start(options: argparse.Namespace, folder: Path, stack: ExitStack, console:
         *specvlm_arguments(pair.draft, steps=options.steps, retention=options.retention),
         *shlex.split(options.launch),
     )
-    server = stack.enter_context(Server(pair.target, arguments, log=folder / "server.log"))
-    with console.status("starting an SGLang server") as status:
-        wait_until_ready(
-            (server,),
-            progress=lambda seconds: status.update(f"starting an SGLang server: {seconds:.0f} s"),
-        )
-    return server.url
+    server = Server(pair.target, arguments, log=folder / "server.log")
+    return start_showing(server, stack, console)
 
 
 def _ask_all(

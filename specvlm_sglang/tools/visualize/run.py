@@ -19,7 +19,7 @@ from specvlm_sglang.tools.client import get_json
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from specvlm_sglang.tools.pair import choose_pair
-from specvlm_sglang.tools.server import Server, wait_until_ready
+from specvlm_sglang.tools.server import Server, start_showing
 from specvlm_sglang.tools.visualize.frames import read_frames
 from specvlm_sglang.tools.visualize.page import render
 
@@ -76,15 +76,7 @@ def _start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> str:
         *specvlm_arguments(pair.draft, steps=options.steps, retention=options.retention),
     )
     server = Server(pair.target, arguments, log=folder / "server.log")
-    stack.enter_context(server)
-    if not console.is_terminal:
-        console.print("starting an SGLang server")
-    with console.status("") as status:
-        wait_until_ready(
-            (server,),
-            progress=lambda seconds: status.update(f"starting an SGLang server: {seconds:.0f} s"),
-        )
-    return server.url
+    return start_showing(server, stack, console)
 
 
 def ask_for_page(
