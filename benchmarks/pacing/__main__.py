@@ -68,7 +68,7 @@ def main() -> None:
         "trace": [vars(load) for load in trace] if mix else [],
         "measured": rows,
     }
-    stem = options.draft + (", simulated costs" if options.costs else "")
+    stem = options.draft + ("-simulated-costs" if options.costs else "")
     (options.out / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n")
     text = table(record)
     (options.out / f"{stem}.md").write_text(text)
