@@ -234,9 +234,11 @@ class DraftKVCache:
         start = self._allocated[row]
         if start + missing > self.width:
             return False
-        self._return(self.prefixes.make_room(missing - self.allocator.available_size()))
-        if missing > self.allocator.available_size():
+        free = self.allocator.available_size()
+        if missing > free + self.prefixes.unused:
+            # Nothing is forgotten for what would not fit all the same.
             return False
+        self._return(self.prefixes.make_room(missing - free))
         slots = self.allocator.alloc(missing)
         if slots is None:
             return False

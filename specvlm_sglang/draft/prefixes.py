@@ -174,6 +174,8 @@ def key_of(req: Any, state: RequestState) -> PrefixKey | None:
     if positions is not None:
         # Times of frames move these, and nothing else that is compared here.
         digest.update(np.ascontiguousarray(positions[:, :stop].cpu().numpy()).tobytes())
-    kept = (options.policy, state.kept_video_tokens) if state.prunes else "all"
-    digest.update(f"{kept} {options.top_p}".encode())
+    # Several videos share one budget by how it came about.
+    budget = (state.kept_video_tokens, options.retention, options.draft_video_tokens)
+    kept = (options.policy, options.top_p, *budget) if state.prunes else "all"
+    digest.update(str(kept).encode())
     return PrefixKey(digest.digest(), tuple(samples))

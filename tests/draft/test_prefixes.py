@@ -117,6 +117,17 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     assert not cache.prefixes.knows(PrefixKey(b"long"))
 
 
+def test_nothing_is_forgotten_for_a_prompt_that_would_not_fit_all_the_same() -> None:
+    cache, target = make(slots=64)
+    cache.admit(1, draft_length=20, target_length=20)
+    cache.share(1, CLIP, prompt_of(20), 16, filled=16)
+    target.free_rows([1])
+    assert not cache.admit(2, draft_length=80, target_length=80)
+    assert cache.prefixes.knows(CLIP)
+    assert cache.admit(2, draft_length=60, target_length=60)
+    assert not cache.prefixes.knows(CLIP)
+
+
 class SharedVideos(RuleBasedStateMachine):
     """Requests about two videos that come and go while slots are scarce."""
 
@@ -183,6 +194,7 @@ def request(**changes: Any) -> tuple[Any, Any]:
         "ids": [1, 2, 3, *[77] * 8, 4, 5, 6, 7],
         "policy": "floc",
         "kept": 2,
+        "retention": 0.25,
         "hash": 123456789,
         "seconds": 1,
         "detail": False,
@@ -200,7 +212,12 @@ def request(**changes: Any) -> tuple[Any, Any]:
         multimodal_inputs=SimpleNamespace(mm_items=[item], mrope_positions=positions),
     )
     options = SimpleNamespace(
-        policy=chosen["policy"], chosen=policy, top_p=0.2, detail=chosen["detail"]
+        policy=chosen["policy"],
+        chosen=policy,
+        top_p=0.2,
+        retention=chosen["retention"],
+        draft_video_tokens=None,
+        detail=chosen["detail"],
     )
     layout = SimpleNamespace(video_positions=torch.arange(3, 11).numpy())
     kept = chosen["kept"]
@@ -222,6 +239,7 @@ def test_prompts_that_differ_after_the_video_share_and_no_others() -> None:
         {"ids": [1, 2, 9, *[77] * 8, 4]},
         {"hash": 987654321},
         {"kept": 3},
+        {"retention": 0.3},
         {"policy": "change"},
         {"policy": "uniform"},
         {"seconds": 2},

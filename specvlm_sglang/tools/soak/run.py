@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import shlex
 import tempfile
 import time
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from specvlm_sglang.tools import client, demo
+from specvlm_sglang.tools.bench.environment import cpu_name
 from specvlm_sglang.tools.bench.servers import peak_memory_bytes
 from specvlm_sglang.tools.chat import data_url
 from specvlm_sglang.tools.errors import ToolError
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, console: Console | None = None) -> int:
             )
             peak = peak_memory_bytes(served.processes())
             tail = served.log_text().splitlines()[-40:]
-    about = {"machine": platform.processor() or platform.machine(), "pair": pair.note}
+    about = {"machine": cpu_name(), "pair": pair.note}
     about |= {name: str(value) for name, value in vars(options).items() if name not in _UNTOLD}
     whole = {"about": about, "peak_resident_bytes": peak, **figures.as_dict()}
     if options.out is not None:
