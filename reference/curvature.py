@@ -32,7 +32,7 @@ def most_unusual_tokens(features: npt.NDArray[np.float32], budget: int, grid: Gr
     """
     frames = checked_grid(grid)[0]
     tokens = features.astype(np.float64).reshape(frames, -1, features.shape[-1])
-    means = _unit(tokens.mean(axis=1))
+    means = unit(tokens.mean(axis=1))
     turns = np.ones(frames)
     if frames > 2:
         steps = np.diff(means, axis=0)
@@ -41,17 +41,17 @@ def most_unusual_tokens(features: npt.NDArray[np.float32], budget: int, grid: Gr
         turns[1:-1] = 1 - (steps[1:] * steps[:-1]).sum(axis=1) / products
     weights = np.exp((turns - turns.max()) / TEMPERATURE)
     area = tokens.shape[1]
-    counts = _apportioned(weights / weights.sum() * budget, budget, area)
+    counts = apportioned(weights / weights.sum() * budget, budget, area)
     norms = np.linalg.norm(tokens, axis=-1)
     norms -= norms.min(axis=1, keepdims=True)
-    worth = 1 - (_unit(tokens) * means[:, None]).sum(axis=-1)
+    worth = 1 - (unit(tokens) * means[:, None]).sum(axis=-1)
     worth += norms / (norms.max(axis=1, keepdims=True) + _TINY)
     order = np.argsort(-worth, axis=1, kind="stable")
     kept = [area * t + order[t, : counts[t]] for t in range(frames)]
     return np.sort(np.concatenate(kept))
 
 
-def _apportioned(wanted: npt.NDArray[np.float64], total: int, limit: int) -> list[int]:
+def apportioned(wanted: npt.NDArray[np.float64], total: int, limit: int) -> list[int]:
     """Round to integers of this total, none above the limit, by largest remainder."""
     counts = np.minimum(np.floor(wanted).astype(np.int64), limit)
     while counts.sum() < total:
@@ -61,7 +61,8 @@ def _apportioned(wanted: npt.NDArray[np.float64], total: int, limit: int) -> lis
     return found
 
 
-def _unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Scale the last axis to length 1; what is all zero stays so."""
     found: npt.NDArray[np.float64] = vectors / np.maximum(
         np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY
     )

@@ -55,6 +55,7 @@ from reference.spacing import (
     prune_spatially_uniform,
 )
 from reference.spread import spread
+from reference.vidcom2 import least_typical_tokens
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -371,10 +372,17 @@ def _v_cast(asked: Question) -> Selection:
     return Selection(NONE, kept)
 
 
+@_policy("vidcom2", "grid", "features", table=_COMPARED)
+def _vidcom2(asked: Question) -> Selection:
+    kept = least_typical_tokens(asked.known_features, asked.budget, asked.known_grid)
+    return Selection(NONE, kept)
+
+
 POLICIES: tuple[str, ...] = tuple(_POLICIES)
 """Every policy that ships; the module's docstring says what they do."""
 COMPARED: tuple[str, ...] = tuple(_COMPARED)
-"""DivPrune (CVPR 2025) and V-CAST, as their authors' code has them; they are not served."""
+"""Not served: DivPrune (CVPR 2025) and V-CAST as their authors' code has them, VidCom2 but for the
+rounding."""
 
 
 def retain_top_p(scores: FloatArray, top_p: float, budget: int) -> IntArray:

@@ -199,13 +199,21 @@ class RequestState:
             self.report.pending = False
 
 
+def tokens_to_come(req: Any, filled: int) -> int | None:
+    """What an answer has left at most after the token that follows ``filled``; None: no limit."""
+    limit: int | None = req.sampling_params.max_new_tokens
+    return None if limit is None else max(0, limit - (filled - len(req.origin_input_ids) + 1))
+
+
+def would_not_pay(left: int) -> str:
+    """What `cold` says of an answer with so few tokens to come."""
+    return f"would not pay: {left} tokens to come at most"
+
+
 def _why_it_would_not_pay(req: Any, filled: int) -> str | None:
     """Why no draft can be worth its prefill: what plain decoding needs one pass for at most."""
-    limit = req.sampling_params.max_new_tokens
-    if limit is None:
-        return None
-    left = limit - (filled - len(req.origin_input_ids) + 1)
-    return f"would not pay: {max(left, 0)} tokens to come at most" if left <= 1 else None
+    left = tokens_to_come(req, filled)
+    return None if left is None or left > 1 else would_not_pay(left)
 
 
 @dataclass(frozen=True, eq=False)

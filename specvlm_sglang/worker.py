@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -27,7 +28,7 @@ from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
 from specvlm_sglang.report.publish import publish, shown
-from specvlm_sglang.request import Complete, Requests
+from specvlm_sglang.request import Complete, Requests, tokens_to_come, would_not_pay
 from specvlm_sglang.scoring.chooser import Chooser
 from specvlm_sglang.scoring.scorer import Scorer
 from specvlm_sglang.scoring.warm_up import warm_up
@@ -73,9 +74,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
             phases=self.phases,
         )
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
-        self.pace = pace_of(self.speculative_num_steps) if get_spec().speculative_adaptive else None
-        self.adaptive_controller = None
-        if self.pace is not None:
+        self.pace = self.adaptive_controller = None
+        if get_spec().speculative_adaptive:
+            overlap = not server_args.disable_overlap_schedule
+            self.pace = pace_of(self.speculative_num_steps, overlap=overlap)
             self.adaptive_controller = AdaptiveController(self, self.pace)
         self.scorer = Scorer(target_worker.model_runner, self.phases, self.device)
         chooser = Chooser(self.scorer, self.phases, self.device)
@@ -193,16 +195,21 @@ class SpecVLMWorker(StandaloneWorkerV2):
 
     def _begin_round(self, batch: Any) -> None:
         """Choose the steps, and see to it that every draft knows what it drafts after."""
-        if self.adaptive_controller is not None:
+        due = self.requests.due(batch.reqs)
+        if self.pace is not None:
+            due = self._worth_starting(due, len(batch.reqs))
+            self.pace.idle = not due and not self._draft_worker.has_drafts(batch)
             self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
             self.observer.steps(self.speculative_num_steps)
         if self._draft_worker.rests(batch):
             self.requests.rested(batch.reqs)
             return
-        due = self.requests.due(batch.reqs)
+        started = time.perf_counter()
         self._begin_drafts(batch, due, batch.spec_info)
         for one in due:
             one.publish(shown(one.report, self.observer))
+        if self.pace is not None and due:
+            self.pace.started(time.perf_counter() - started, len(due))
         behind = self.requests.behind(batch.reqs, batch.seq_lens_cpu)
         if behind:
             with draft_tp_context(self.draft_worker.parallel_layout):
@@ -211,6 +218,20 @@ class SpecVLMWorker(StandaloneWorkerV2):
             self._draft_worker.drop(self.requests.drafted(batch.reqs))
             if due or behind:
                 self.pace.interrupted()
+
+    def _worth_starting(self, due: Sequence[Complete], batch_size: int) -> list[Complete]:
+        """Those whose draft may save more than it takes; the others are told why they get none."""
+        worth = []
+        for one in due:
+            left = tokens_to_come(one.req, one.filled)
+            if left is None or one.state.options.detail or self.pace.pays(left, batch_size):
+                worth.append(one)
+                continue
+            one.report.cold = would_not_pay(left)
+            one.state.begun()
+            self.observer.began(one.report)
+            one.publish(shown(one.report, self.observer))
+        return worth
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Nothing: the steps of a round are chosen at its head."""

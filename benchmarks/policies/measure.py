@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from benchmarks.policies.prompts import Prepared
 from benchmarks.tinyvid.acceptance import count_rounds
 from benchmarks.tinyvid.reader import Reader
 from reference.cover import chunk_sizes, cover_orders, max_min_order, shares
+from reference.features import temporal_change
 from reference.merging import merge
 from reference.positions import kept_prompt_indices
 from reference.selection import select_video_tokens, video_token_budget
@@ -35,6 +36,11 @@ POLICIES = (
     "specvlm-spread",
     "divprune",
     "v-cast",
+    "vidcom2",
+    "fastv",
+    "attention/cover",
+    "attention+change-spread",
+    "pixel-change",
 )
 MERGED = (
     "specvlm",
@@ -46,9 +52,16 @@ MERGED = (
     "specvlm-spread",
 )
 RETENTIONS = (0.25, 0.1, 0.05, 0.025)
-_COVERED = ("scope", "floc")
+_COVERED = {"scope": 0.5, "floc": 0.0, "attention/cover": 1.0}
+"""By name, the power of the attention that a token's gain counts with."""
 _GREEDY = (*_COVERED, "divprune")
 """Their tokens at a lower retention are the first ones at a higher."""
+_SCORED_BY: dict[str, tuple[str, Callable[[Prepared], npt.NDArray[np.float32]]]] = {
+    "fastv": ("attention", lambda prompt: prompt.fastv),
+    "attention+change-spread": ("attention-spread", lambda prompt: _sum_of_both(prompt)),
+    "pixel-change": ("specvlm", lambda prompt: prompt.pixel_change),
+}
+"""Policies for the comparison alone: another one with these scores in place of the attention."""
 FULL, BLIND = "none@1", "none@0"
 """The whole video, and no token of it."""
 
@@ -104,8 +117,9 @@ class Kept:
                 self._orders[policy] = self._greedy(policy, list(map(max, counts, most)))
             parts = zip(self._orders[policy], counts, strict=True)
             return np.sort(np.concatenate([order[:count] for order, count in parts]))
+        policy, scores = scored(policy, prompt)
         return select_video_tokens(
-            prompt.scores,
+            scores,
             retention,
             TOP_P,
             policy,
@@ -118,9 +132,23 @@ class Kept:
         prompt = self._prompt
         if policy == "divprune":
             return [max_min_order(prompt.features, counts[0])]
-        ones = np.ones_like(prompt.scores)
-        worth = np.sqrt(prompt.scores) if policy == "scope" else ones
+        worth = prompt.scores ** _COVERED[policy]
         return cover_orders(worth, prompt.features, counts, prompt.grid)
+
+
+def scored(policy: str, prompt: Prepared) -> tuple[str, npt.NDArray[np.float32]]:
+    """The policy that the reference knows, and the scores that it is given."""
+    if policy not in _SCORED_BY:
+        return policy, prompt.scores
+    known, scores = _SCORED_BY[policy]
+    return known, scores(prompt)
+
+
+def _sum_of_both(prompt: Prepared) -> npt.NDArray[np.float32]:
+    """Attention and temporal change, each scaled to 1 at most, in equal parts."""
+    change = temporal_change(prompt.features, prompt.grid)
+    parts = (part / max(part.max(), np.finfo(np.float32).tiny) for part in (prompt.scores, change))
+    return sum(parts, np.zeros_like(prompt.scores))
 
 
 def rounds(prompt: Prepared, setting: Setting, draft: Reader, kept: npt.NDArray[np.int64]) -> int:

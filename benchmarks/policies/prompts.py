@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.tinyvid.clips import HELD_OUT, LENGTHS, Length, Prompt, held_out
-from benchmarks.tinyvid.reader import Reader
+from benchmarks.tinyvid.reader import Question, Reader
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ SETS = {
     "8k": PromptSet(_8K, False, 24_000_000),
     "short, noise": PromptSet(LENGTHS["training"], False, 25_000_000, "noise"),
     "short, pan": PromptSet(LENGTHS["training"], False, 26_000_000, "pan"),
+    "short, dense": PromptSet(LENGTHS["dense"], False, 27_000_000),
 }
-"""Captions of 64 to 256 video tokens, questions about such clips, captions of 2,048 and 8,192."""
+"""Captions of 64 to 256 video tokens, questions about such clips, captions of 2,048 and 8,192;
+short ones of noisy and panned frames, and of twice as many a second."""
 TUNING = 5_000_000
 """Added to every seed of a set for trying things out: other clips than those of the table."""
 
@@ -61,8 +63,13 @@ class Prepared:
         Number of the clip in its set, and what was asked.
     answer
         The target's greedy tokens, int64.
-    scores, last_row
-        Its attention to each video token, of all query rows and of the last: float32 ``[N]``.
+    scores
+        Its attention to each video token: float32 ``[N]``.
+    fastv
+        The same of the second layer and the last row alone, which FastV ranks by.
+    pixel_change
+        Mean difference of a token's pixels to those of its place a frame earlier, float32 ``[N]``;
+        the first frame has the second's.
     embeddings
         The draft's, of the whole prompt: float32 ``[length, d]``.
     positions
@@ -79,7 +86,8 @@ class Prepared:
     kind: str
     answer: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
-    last_row: npt.NDArray[np.float32]
+    fastv: npt.NDArray[np.float32]
+    pixel_change: npt.NDArray[np.float32]
     embeddings: npt.NDArray[np.float32]
     positions: npt.NDArray[np.int64]
     video: npt.NDArray[np.int64]
@@ -160,16 +168,27 @@ def _answered(clip: int, prompt: Prompt, target: Reader, draft: Reader) -> Prepa
     with torch.no_grad():
         question = target.question(prompt)
         answer = target.greedy(question)
-        embeddings = target.embeddings(question)
+        attention = target.attention(question, target.embeddings(question))
         return Prepared(
             clip,
             prompt.kind,
             np.array(answer, np.int64),
-            target.scores(question, embeddings),
-            target.scores(question, embeddings, rows=1),
+            attention.scores(),
+            attention.scores(rows=1, layer=1),
+            _pixel_change(question),
             draft.embeddings(question).numpy(),
             question.positions,
             question.video,
             question.token_grid,
             question.delta,
         )
+
+
+def _pixel_change(question: Question) -> npt.NDArray[np.float32]:
+    # A token is made of four patches, which stand together.
+    frames = question.token_grid[0]
+    tokens = question.pixels.reshape(frames, len(question.video) // frames, -1)
+    change = (tokens[1:] - tokens[:-1]).abs().mean(-1)
+    if frames == 1:
+        return np.zeros(len(question.video), np.float32)
+    return torch.cat([change[:1], change]).flatten().numpy()

@@ -127,7 +127,7 @@ def measure(
     with torch.no_grad():
         question = target.question(prompt, exact=exact)
         answer = target.greedy(question)
-        scores = target.scores(question, target.embeddings(question))
+        scores = target.attention(question, target.embeddings(question)).scores()
         embeddings = draft.embeddings(question)
     rounds = {}
     length, video = len(question.ids), question.video

@@ -52,6 +52,49 @@ class Question:
         return t, h // 2, w // 2
 
 
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Queries and keys of one prompt, after rotary embedding.
+
+    Attributes
+    ----------
+    queries : float32 array, shape (layers, rows, heads, head_dim)
+    keys : float32 array, shape (layers, length, kv_heads, head_dim)
+    rows, video : int64 arrays
+        Places of the query rows and of the video tokens.
+    scale : float
+        Of the logits.
+    """
+
+    queries: npt.NDArray[np.float32]
+    keys: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+    video: npt.NDArray[np.int64]
+    scale: float
+
+    def scores(
+        self, *, rows: int | None = None, layer: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Language-to-video scores by `reference.scoring`, shape (video tokens,).
+
+        Parameters
+        ----------
+        rows : int, optional
+            Only the last so many query rows.
+        layer : int, optional
+            Only this one, from 0 on.
+        """
+        first = 0 if rows is None else max(0, self.rows.size - rows)
+        layers = slice(None) if layer is None else slice(layer, layer + 1)
+        return language_to_video_scores(
+            self.queries[layers, first:],
+            self.keys[layers],
+            query_positions=self.rows[first:],
+            video_positions=self.video,
+            scale=self.scale,
+        )
+
+
 class Reader:
     """Loads a checkpoint and answers questions about clips, in float32.
 
@@ -163,10 +206,8 @@ class Reader:
         return self.model.lm_head(rows).argmax(-1).numpy()
 
     @torch.no_grad()
-    def scores(
-        self, question: Question, embeddings: Tensor, *, rows: int | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Language-to-video attention scores by `reference.scoring`, shape (video tokens,).
+    def attention(self, question: Question, embeddings: Tensor) -> Attention:
+        """Run the prompt once for what its query rows look at.
 
         Parameters
         ----------
@@ -174,8 +215,6 @@ class Reader:
             The prompt.
         embeddings : float tensor, shape (length, hidden)
             Of the prompt.
-        rows : int, optional
-            Only the last so many query rows.
         """
         language = self.model.model.language_model
         positions = torch.from_numpy(question.positions)[:, None]
@@ -186,7 +225,6 @@ class Reader:
             use_cache=False,
         ).hidden_states
         asking = language_query_rows(len(question.ids), question.video)
-        asking = asking if rows is None else asking[-rows:]
         cos, sin = language.rotary_emb(embeddings, positions)
         queries, keys = [], []
         for layer, state in zip(language.layers, states, strict=False):
@@ -195,13 +233,8 @@ class Reader:
             key = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim))
             queries.append(_rotate(query, cos[0, asking], sin[0, asking]).numpy())
             keys.append(_rotate(key, cos[0], sin[0]).numpy())
-        return language_to_video_scores(
-            np.stack(queries),
-            np.stack(keys),
-            query_positions=asking,
-            video_positions=question.video,
-            scale=language.layers[0].self_attn.scaling,
-        )
+        scale = language.layers[0].self_attn.scaling
+        return Attention(np.stack(queries), np.stack(keys), asking, question.video, scale)
 
     def text(self, tokens: list[int]) -> str:
         return self.processor.decode(tokens, skip_special_tokens=True)

@@ -6,8 +6,8 @@ then gives
 
     tokens(s) = 1 + sum over d = 1..s of the product of the first d acceptances,
 
-and the best s has the most tokens per second; 0 is plain decoding. What is not measured is guessed
-from what is, and tried now and then: seldom, shortly, and less and less often as it keeps losing.
+and the best s has the most tokens per second; 0 is plain decoding. Other steps are tried when they
+may be better as far as is known (`specvlm_sglang.draft.costs`), for as few rounds as decide it.
 """
 
 from __future__ import annotations
@@ -18,80 +18,67 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from specvlm_sglang.draft.costs import RoundCosts, size_class
 
 logger = logging.getLogger(__name__)
 
 HYSTERESIS = 1.03
 """Another number of steps must promise so much more."""
-FIRST_TRIAL, LONGEST_WAIT = 16, 512
-"""Rounds until something else is tried for the first time, and at most between two trials."""
-TRIAL_ROUNDS = 6
-WARM_ROUNDS = 8
-"""Rounds after which acceptances are believed enough to try plain decoding early."""
-_TIME_WEIGHT, _ACCEPTANCE_WEIGHT = 0.2, 0.05
-_GUESSED_ACCEPTANCE = 0.7
-_GUESSED_STEP_COST = 0.05
-"""Of a plain step, for each draft token, where nothing was measured."""
+SETTLED = 3
+"""Rounds of a size that are timed before something else is tried."""
+YARDSTICK = 32
+"""Rounds after which plain decoding is tried once, whatever is guessed of it: to know the gain."""
+TRIAL_ROUNDS, LEAST_TRIAL = 6, 2
+"""Of a trial at most, and at least."""
+LEAST_LOSS, NOISES = 0.05, 2.0
+"""A trial has lost when it is behind by so much, or by so many times the noise of its mean."""
+REFUSALS = 16
+"""A draft begins for one of so many requests that it would not pay for, to measure it anew."""
+_ACCEPTANCE_WEIGHT, _GUESSED_ACCEPTANCE, _START_WEIGHT = 0.05, 0.7, 0.2
+_STALE = 32
+"""Drafted rounds that did not reach a depth, after which its next results count as new."""
 
 
-@dataclass
-class Costs:
-    """Seconds of a round by steps, of batches of about one size.
+class Acceptance:
+    """How likely a draft at each depth is right where those before it were.
 
-    Attributes
+    Parameters
     ----------
-    seconds
-        Running mean by steps.
-    rounds
-        Rounds since the last trial; decides when the next one comes.
-    wait
-        Rounds between two trials.
-    last_tried
-        By steps, the value of `total` when it was last measured.
-    total
-        Rounds of this size so far.
+    depths
+        How deep drafts go at most.
     """
 
-    seconds: dict[int, float] = field(default_factory=dict)
-    rounds: int = 0
-    wait: int = FIRST_TRIAL
-    last_tried: dict[int, int] = field(default_factory=dict)
-    total: int = 0
+    def __init__(self, depths: int) -> None:
+        self.by_depth = [_GUESSED_ACCEPTANCE] * depths
+        self._samples = [0] * depths
+        self._unseen = [0] * depths
 
-    def note(self, steps: int, seconds: float) -> None:
-        """A round of ``steps`` took ``seconds``; one hiccup does not count for more than double."""
-        known = self.seconds.get(steps)
-        self.last_tried[steps] = self.total
-        if known is None:
-            self.seconds[steps] = seconds
-        else:
-            seconds = min(seconds, 2 * known)
-            self.seconds[steps] = known + _TIME_WEIGHT * (seconds - known)
+    def tokens(self, steps: int) -> float:
+        """Expected tokens of a round for each request, the target's own included."""
+        tokens, reached = 1.0, 1.0
+        for acceptance in self.by_depth[:steps]:
+            reached *= acceptance
+            tokens += reached
+        return tokens
 
-    def of(self, steps: int) -> float:
-        """Seconds of a round of ``steps``; in plain steps where nothing was measured."""
-        known = self.seconds
-        if steps in known:
-            return known[steps]
-        if not known:
-            return 1.0 + _GUESSED_STEP_COST * steps
-        nearest = min(known, key=lambda other: (abs(other - steps), other))
-        more = [other for other in known if other != nearest]
-        if more:
-            other = min(more, key=lambda one: (abs(one - steps), one))
-            slope = max(0.0, (known[other] - known[nearest]) / (other - nearest))
-        else:
-            plain = known[nearest] / (1 + _GUESSED_STEP_COST * nearest)
-            slope = _GUESSED_STEP_COST * plain
-        # A round never costs nothing, whatever two noisy points say.
-        return max(known[nearest] + slope * (steps - nearest), 0.2 * known[nearest])
-
-
-def size_class(batch_size: int) -> int:
-    """Sizes that cost about the same: 1, 2, 3 to 4, 5 to 8, and so on, by their largest."""
-    return 1 << max(0, batch_size - 1).bit_length()
+    def learn(self, steps: int, correct: Sequence[int]) -> None:
+        """How many drafts of each request a round of ``steps`` found right."""
+        for depth, known in enumerate(self.by_depth):
+            reached = sum(one >= depth for one in correct)
+            if depth >= steps or not reached:
+                self._unseen[depth] += 1
+                continue
+            if self._unseen[depth] > _STALE:
+                self._samples[depth] = 0
+            self._unseen[depth] = 0
+            self._samples[depth] += 1
+            share = sum(one > depth for one in correct) / reached
+            # Many requests say more than one; early rounds say more than a guess.
+            weight = max(_ACCEPTANCE_WEIGHT, 1 / (self._samples[depth] + 1))
+            weight = 1 - (1 - weight) ** min(reached, 8)
+            self.by_depth[depth] += weight * (share - known)
 
 
 class CostModelPolicy:
@@ -103,22 +90,32 @@ class CostModelPolicy:
         Steps to choose from, 0 (plain decoding) among them; a round starts with the most.
     clock
         Seconds, ever growing.
+    lag
+        Rounds that are launched before the results of one are there: 1 under overlap scheduling.
     """
 
     def __init__(
-        self, candidate_steps: Sequence[int], clock: Callable[[], float] = time.perf_counter
+        self,
+        candidate_steps: Sequence[int],
+        clock: Callable[[], float] = time.perf_counter,
+        lag: int = 0,
     ) -> None:
         self._candidates = sorted(set(candidate_steps))
         self._clock = clock
+        self._lag = lag
         self.steps = self._candidates[-1]
         """Of the next round."""
         self.reason = "nothing measured yet"
-        self._acceptance = [_GUESSED_ACCEPTANCE] * self._candidates[-1]
-        self._drafted_rounds = 0
-        self._costs: dict[int, Costs] = {}
+        self.acceptance = Acceptance(self._candidates[-1])
+        self.costs = RoundCosts()
         self._launched: deque[tuple[int, int]] = deque()
         self._last: float | None = None
         self._skip = 1
+        self.idle = False
+        """Whether no request of the next round has a draft: there is nothing to choose."""
+        self.start_seconds: float | None = None
+        """What the beginning of one request's draft takes."""
+        self._refused = 0
         self._trial = 0
         self._before_trial = self.steps
         self._size = 1
@@ -143,11 +140,13 @@ class CostModelPolicy:
         """Steps of the round that is about to be launched."""
         size = size_class(batch_size)
         if size != self._size:
-            self._size, self._trial = size, 0
-            self._skip = max(self._skip, 1)
+            self._end_trial()
+            self._size = size
+            self._skip = max(self._skip, self._lag)
             self._choose()
-        self._launched.append((self.steps, size))
-        return self.steps
+        steps = 0 if self.idle and 0 in self._candidates else self.steps
+        self._launched.append((steps, size))
+        return steps
 
     def on_verify_complete(
         self, num_correct_drafts_per_req: Sequence[int], batch_size: int
@@ -158,16 +157,14 @@ class CostModelPolicy:
         if not self._launched:
             return None
         steps, size = self._launched.popleft()
-        costs = self._costs.setdefault(size, Costs())
-        costs.total += 1
-        if steps:
-            self._learn(steps, num_correct_drafts_per_req)
-        if self._skip:
-            self._skip -= 1
-        elif last is not None:
-            costs.note(steps, now - last)
-        if size == self._size:
-            self._after_round(costs)
+        self.acceptance.learn(steps, num_correct_drafts_per_req)
+        if self._skip or last is None:
+            self._skip = max(0, self._skip - 1)
+            self.costs.passed(size)
+        else:
+            self.costs.note(size, steps, now - last)
+        if size == self._size and steps == self.steps:
+            self._after_round()
         return None
 
     # What the worker tells.
@@ -175,110 +172,115 @@ class CostModelPolicy:
     def interrupted(self) -> None:
         """Something else than rounds ran: the next intervals are no round's."""
         # Under overlap scheduling a round is queued behind the interruption, and one before it.
-        self._skip = 2
+        self._skip = 1 + self._lag
+
+    def started(self, seconds: float, drafts: int) -> None:
+        """Drafts of so many requests began, and the host was busy with it for ``seconds``."""
+        known, new = self.start_seconds, seconds / drafts
+        self.start_seconds = new if known is None else known + _START_WEIGHT * (new - known)
+
+    def pays(self, tokens: int, batch_size: int) -> bool:
+        """Whether a draft saves a request more time than its beginning takes from all of a batch.
+
+        Parameters
+        ----------
+        tokens
+            How many are to come at most.
+        batch_size
+            Requests of the round; all of them wait while the draft begins.
+        """
+        if self.start_seconds is None:
+            return True
+        size = size_class(batch_size)
+        plain = self.costs.estimate(size, 0).seconds
+        saved = 0.0
+        for steps in self._candidates:
+            seconds = self.costs.estimate(size, steps).seconds
+            # Others may have drafts: without one of its own it takes part in their rounds.
+            each = min(plain, seconds) - seconds / self.acceptance.tokens(steps)
+            saved = max(saved, tokens * each)
+        self._refused = (self._refused + 1) % REFUSALS
+        if saved > self.start_seconds * batch_size or not self._refused:
+            self._refused = 0
+            return True
+        return False
 
     def state(self) -> dict[str, Any]:
         """What is known now, JSON-ready."""
-        costs = self._costs.get(self._size, Costs())
-        plain = self._rate(costs, 0)
-        best = self._rate(costs, self.steps)
-        measured = self.steps in costs.seconds and 0 in costs.seconds
+        measured = self.costs.measured(self._size)
+        both = self.steps in measured and 0 in measured
+        gain = self.rate(self.steps) / self.rate(0) if both else None
         return {
             "steps": self.steps,
             "reason": self.reason,
-            "acceptance_by_depth": [round(one, 3) for one in self._acceptance],
-            "round_seconds": {str(s): round(t, 6) for s, t in sorted(costs.seconds.items())},
-            "expected_gain": round(best / plain, 3) if measured else None,
+            "acceptance_by_depth": [round(one, 3) for one in self.acceptance.by_depth],
+            "round_seconds": {str(s): round(t, 6) for s, t in measured.items()},
+            "expected_gain": None if gain is None else round(gain, 3),
+            "start_seconds": self.start_seconds,
         }
 
     # How it decides.
 
-    def expected_tokens(self, steps: int) -> float:
-        """Tokens that a round of ``steps`` gives each request."""
-        tokens, reached = 1.0, 1.0
-        for acceptance in self._acceptance[:steps]:
-            reached *= acceptance
-            tokens += reached
-        return tokens
+    def rate(self, steps: int) -> float:
+        """Tokens per second of each request in rounds of ``steps``, at the present size."""
+        return self.acceptance.tokens(steps) / self.costs.estimate(self._size, steps).seconds
 
-    def _learn(self, steps: int, correct: Sequence[int]) -> None:
-        """Update the acceptance of each depth that a draft reached."""
-        self._drafted_rounds += 1
-        for depth in range(steps):
-            reached = sum(one >= depth for one in correct)
-            if reached == 0:
-                return
-            share = sum(one > depth for one in correct) / reached
-            # Many requests say more than one; early rounds say more than a guess.
-            weight = max(_ACCEPTANCE_WEIGHT, 1 / (self._drafted_rounds + 1))
-            weight = 1 - (1 - weight) ** min(reached, 8)
-            self._acceptance[depth] += weight * (share - self._acceptance[depth])
+    def _doubt(self, steps: int) -> float:
+        return self.costs.estimate(self._size, steps).doubt
 
-    def _rate(self, costs: Costs, steps: int) -> float:
-        return self.expected_tokens(steps) / costs.of(steps)
+    def _hope(self, steps: int) -> float:
+        """The rate that is not ruled out."""
+        return self.rate(steps) * (1 + self._doubt(steps))
 
-    def _after_round(self, costs: Costs) -> None:
-        if self._trial > 0:
+    def _after_round(self) -> None:
+        if self._trial:
             self._trial -= 1
-            if self._trial == 0:
-                self._end_trial(costs)
+            timed = self.costs.samples(self._size, self.steps)
+            best = max(self.rate(one) for one in self._candidates if one != self.steps)
+            margin = max(LEAST_LOSS, NOISES * self.costs.noise / max(timed, 1) ** 0.5)
+            lost = timed >= LEAST_TRIAL and self.rate(self.steps) < (1 - margin) * best
+            if lost or not self._trial:
+                self._end_trial()
             return
-        costs.rounds += 1
-        misses = self._drafted_rounds >= WARM_ROUNDS and self.expected_tokens(self.steps) < 1.5
-        if misses and 0 not in costs.seconds and self.steps:
-            self._try(costs, 0)
-        elif costs.rounds >= costs.wait:
-            self._try(costs, self._next_trial(costs))
-        else:
-            self._choose()
+        self._choose()
+        timed = self.costs.samples(self._size, self.steps)
+        if timed >= YARDSTICK and self._candidates[0] == 0 and not self.costs.knows(0):
+            self._try(0)
+        elif timed >= SETTLED:
+            least = HYSTERESIS * self.rate(self.steps)
+            hopeful = [one for one in self._candidates if self._hope(one) > least]
+            others = [one for one in hopeful if one != self.steps]
+            if others:
+                self._try(max(others, key=self._doubt))
 
-    def _next_trial(self, costs: Costs) -> int:
-        """What was not tried for long, the promising ones sooner."""
-        best = max(self._rate(costs, one) for one in self._candidates)
-
-        def interest(steps: int) -> float:
-            age = costs.total - costs.last_tried.get(steps, -costs.total - 1)
-            return float(age * (self._rate(costs, steps) / best) ** 2)
-
-        others = [one for one in self._candidates if one != self.steps]
-        return max(others, key=interest) if others else self.steps
-
-    def _try(self, costs: Costs, steps: int) -> None:
+    def _try(self, steps: int) -> None:
         self._trial = TRIAL_ROUNDS
-        self._skip = max(self._skip, 1)
-        costs.rounds = 0
         self._before_trial = self.steps
+        self.costs.begin_trial(self._size, steps)
         self._set(steps, "tried")
 
-    def _end_trial(self, costs: Costs) -> None:
+    def _end_trial(self) -> None:
+        if self._before_trial == self.steps:
+            return
+        self._trial = 0
         tried, self.steps = self.steps, self._before_trial
-        self._skip = max(self._skip, 1)
+        self._skip = max(self._skip, self._lag)
         self._choose()
-        # What keeps losing is tried less and less often.
-        lost = self.steps != tried
-        costs.wait = min(2 * costs.wait, LONGEST_WAIT) if lost else FIRST_TRIAL
+        self._before_trial = self.steps
+        self.costs.end_trial(self._size, tried, lost=self.steps != tried)
 
     def _choose(self) -> None:
-        costs = self._costs.get(self._size)
-        if costs is None or not costs.seconds:
-            costs = self._nearest_costs()
-        best = max(self._candidates, key=lambda steps: self._rate(costs, steps))
-        gain = self._rate(costs, best) / self._rate(costs, self.steps)
+        best = max(self._candidates, key=self.rate)
+        gain = self.rate(best) / self.rate(self.steps)
         if best != self.steps and gain > HYSTERESIS:
             self._set(best, f"{gain:.2f}x the tokens per second of {self.steps} steps")
-
-    def _nearest_costs(self) -> Costs:
-        """Costs of the batch size that is nearest to this one among those that were measured."""
-        known = {size: costs for size, costs in self._costs.items() if costs.seconds}
-        if not known:
-            return Costs()
-        return known[min(known, key=lambda size: (abs(size - self._size), size))]
+            self._before_trial = best
 
     def _set(self, steps: int, reason: str) -> None:
         if steps != self.steps:
             if reason != "tried":
                 logger.info("SPECVLM: %d draft steps instead of %d: %s", steps, self.steps, reason)
-            self._skip = max(self._skip, 1)
+            self._skip = max(self._skip, self._lag)
         self.steps, self.reason = steps, reason
 
 
@@ -295,10 +297,17 @@ class RandomPolicy(CostModelPolicy):
         return self.steps
 
 
-def pace_of(most_steps: int) -> CostModelPolicy:
+def pace_of(most_steps: int, *, overlap: bool) -> CostModelPolicy:
     """The policy of a server that drafts at most ``most_steps``.
 
     ``SPECVLM_PACE=random:SEED`` takes a `RandomPolicy` instead.
+
+    Parameters
+    ----------
+    most_steps
+        ``--speculative-num-steps``.
+    overlap
+        Whether the server launches a round before it has the results of the one before.
 
     Raises
     ------
@@ -308,7 +317,7 @@ def pace_of(most_steps: int) -> CostModelPolicy:
     candidates = sorted({0, 1, 3, most_steps} & set(range(most_steps + 1)))
     asked = os.environ.get("SPECVLM_PACE", "")
     if not asked:
-        return CostModelPolicy(candidates)
+        return CostModelPolicy(candidates, lag=int(overlap))
     kind, _, seed = asked.partition(":")
     if kind != "random" or not seed.isdecimal():
         raise ValueError(f"SPECVLM_PACE={asked!r} must be random:SEED, SEED a whole number")

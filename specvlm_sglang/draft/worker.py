@@ -292,7 +292,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
     def _draft(self, batch: Any) -> Any:
         self.reserve(batch)
         drafted = None
-        if self._has_drafts(batch):
+        if self.has_drafts(batch):
             try:
                 drafted = self._draft_tokens(batch)
             except Exception as error:
@@ -315,7 +315,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             device=self.device,
         )
 
-    def _has_drafts(self, batch: Any) -> bool:
+    def has_drafts(self, batch: Any) -> bool:
         """Whether a request of the batch has a draft; an idle batch keeps all ranks in step."""
         return batch.forward_mode.is_idle() or any(
             self.kv.is_warm(row) for row in batch_view.rows_of(batch)
@@ -373,7 +373,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         if self.speculative_num_steps == 0:
             # Nobody has reserved: there was nothing to draft.
             self.reserve(batch)
-        if self.rests(batch) or not self._has_drafts(batch):
+        if self.rests(batch) or not self.has_drafts(batch):
             self._undrafted.hand_on(batch_result.next_draft_input, len(batch.reqs))
             return
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.policies import report
-from benchmarks.policies.measure import POLICIES, Kept, Setting, settings
+from benchmarks.policies.measure import POLICIES, Kept, Setting, scored, settings
 from benchmarks.policies.prompts import SETS, Prepared
 from benchmarks.policies.record import Record
 from benchmarks.policies.statistics import SetRounds
@@ -29,6 +29,7 @@ def prompt(clip: int = 0, answer: int = 31) -> Prepared:
         np.arange(answer),
         rng.gamma(0.1, 1.0, n).astype(np.float32),
         rng.random(n, np.float32),
+        rng.random(n, np.float32),
         np.concatenate([np.zeros((TEXT, 5), np.float32), features_of(n)]),
         np.zeros((3, TEXT + n), np.int64),
         np.arange(TEXT, TEXT + n),
@@ -41,7 +42,7 @@ def test_every_policy_that_ships_is_in_the_table_but_windows_frames_and_none() -
     missing = set(SHIPPED) - set(POLICIES)
     assert missing == {"window-front", "window-middle", "window-back", "frames", "none"}
     assert set(COMPARED) <= set(POLICIES)
-    assert len({(kind.seeds, kind.look) for kind in SETS.values()}) == len(SETS)
+    assert len({kind.seeds for kind in SETS.values()}) == len(SETS)
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "scope+merge"])
@@ -49,9 +50,8 @@ def test_what_retentions_share_is_computed_once_and_keeps_the_same_tokens(policy
     one = prompt()
     kept = Kept(one, seed=4)
     for retention in (0.05, 0.25, 0.1, 0.9):
-        expected = select_video_tokens(
-            one.scores, retention, 0.2, policy.removesuffix("+merge"), GRID, 4, one.features
-        )
+        name, scores = scored(policy.removesuffix("+merge"), one)
+        expected = select_video_tokens(scores, retention, 0.2, name, GRID, 4, one.features)
         assert kept.of(Setting(policy, retention)).tolist() == expected.tolist()
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 
-from reference.pacing import Phase, best_fixed, regret, seconds_of, simulate
+from reference.pacing import Phase, best_fixed, seconds_of, simulate
+from specvlm_sglang.draft.costs import AGEING, MOST_PATIENCE
 from specvlm_sglang.draft.pace import (
-    FIRST_TRIAL,
+    REFUSALS,
     TRIAL_ROUNDS,
+    Acceptance,
     CostModelPolicy,
-    Costs,
     RandomPolicy,
     pace_of,
-    size_class,
 )
 
 CANDIDATES = (0, 1, 3, 5)
@@ -30,6 +31,12 @@ def cost(row: float, step: float, extend: float) -> Callable[[int, int], float]:
     return seconds
 
 
+def like_a_gpu(steps: int, batch: int) -> float:
+    """Up to 32 rows cost as many; those of the target 40 + 0.4 a row, of the draft 3 + 0.05."""
+    drafts = (steps + 1) * (3 + 0.05 * max(batch, 32)) if steps else 0.0
+    return 40 + 0.4 * max(batch * (steps + 1), 32) + drafts
+
+
 CHEAP, MEMORY_BOUND, DEAR = cost(0.005, 0.02, 0.02), cost(0.01, 0.12, 0.12), cost(0.06, 0.25, 0.25)
 SIZES = (1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1)
 TRACES = {
@@ -41,8 +48,12 @@ TRACES = {
     "acceptance collapses and returns": [
         Phase(1500, 1, acceptance, MEMORY_BOUND, 0.1) for acceptance in (GOOD, USELESS, GOOD)
     ],
-    "the batch grows and shrinks": [Phase(600, size, GOOD, MEMORY_BOUND, 0.1) for size in SIZES],
-    "the batch grows until drafts lose": [Phase(600, size, GOOD, DEAR, 0.1) for size in SIZES],
+    "the batch grows and shrinks": [Phase(400, size, GOOD, MEMORY_BOUND, 0.1) for size in SIZES],
+    "the batch grows until drafts lose": [Phase(400, size, GOOD, DEAR, 0.1) for size in SIZES],
+    "short loads of any size": [Phase(128, size, GOOD, like_a_gpu, 0.05) for size in 2 * SIZES],
+    "short loads, useless": [Phase(128, size, USELESS, like_a_gpu, 0.05) for size in 2 * SIZES],
+    "times of a noisy machine": [Phase(4000, 1, GOOD, MEMORY_BOUND, 0.3)],
+    "useless on a noisy machine": [Phase(2000, 1, USELESS, MEMORY_BOUND, 0.3)],
 }
 
 
@@ -50,16 +61,25 @@ def policy(clock: Callable[[], float]) -> CostModelPolicy:
     return CostModelPolicy(CANDIDATES, clock)
 
 
+SEEDS = 3
+
+
+@cache
+def times(name: str) -> list[float]:
+    """Seconds of the policy for a trace, by seed."""
+    return [simulate(policy, TRACES[name], seed)[0] for seed in range(SEEDS)]
+
+
 @pytest.mark.parametrize("name", TRACES)
 def test_it_loses_little_to_the_best_fixed_number_of_steps(name: str) -> None:
-    assert regret(policy, TRACES[name], CANDIDATES, seeds=range(4)) < 0.04
+    trace = TRACES[name]
+    mean = sum(times(name)) / SEEDS
+    assert mean < 1.03 * seconds_of(trace, best_fixed(trace, CANDIDATES))
 
 
 @pytest.mark.parametrize("name", TRACES)
 def test_it_is_hardly_ever_slower_than_plain_decoding(name: str) -> None:
-    plain = seconds_of(TRACES[name], 0)
-    for seed in range(4):
-        assert simulate(policy, TRACES[name], seed)[0] < plain * 1.04
+    assert max(times(name)) < 1.04 * seconds_of(TRACES[name], 0)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +88,21 @@ def test_it_is_hardly_ever_slower_than_plain_decoding(name: str) -> None:
 def test_it_follows_what_changes(name: str) -> None:
     trace = TRACES[name]
     best = seconds_of(trace, best_fixed(trace, CANDIDATES))
-    assert simulate(policy, trace, 0)[0] < 0.95 * best
+    assert times(name)[0] < 0.95 * best
 
 
 def test_trials_become_seldom_where_nothing_changes() -> None:
     _, chosen = simulate(policy, [Phase(6000, 1, USELESS, DEAR, 0.05)], 3)
     tried = [steps for steps in chosen[-4000:] if steps]
-    assert len(tried) <= 4000 / 512 * TRIAL_ROUNDS * 2
+    # 1 step gives half of the tokens per second that plain decoding does.
+    waits = MOST_PATIENCE / AGEING * 1.0
+    assert 0 < len(tried) <= 3 * (4000 / waits + 1) * TRIAL_ROUNDS
+
+
+def test_plain_decoding_is_tried_early_whatever_a_guess_says_of_it() -> None:
+    for seed in range(10):
+        _, chosen = simulate(policy, [Phase(300, 1, USELESS, MEMORY_BOUND, 0.3)], seed)
+        assert 0 in chosen[:120]
 
 
 def test_one_hiccup_of_the_machine_changes_nothing() -> None:
@@ -87,26 +115,10 @@ def test_one_hiccup_of_the_machine_changes_nothing() -> None:
     assert chosen[-200:].count(5) >= 180
 
 
-def test_costs_that_were_not_measured_follow_from_those_that_were() -> None:
-    costs = Costs()
-    assert costs.of(5) > costs.of(0) > 0
-    costs.note(5, 2.0)
-    assert costs.of(0) < costs.of(3) < costs.of(5) == 2.0
-    costs.note(0, 1.0)
-    assert costs.of(3) == pytest.approx(1.6)
-    costs.note(0, 3.0)
-    assert costs.of(5) == 2.0
-    assert costs.of(0) == pytest.approx(1.2), "a hiccup counts as double at most"
-
-
-@pytest.mark.parametrize(("size", "expected"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (33, 64)])
-def test_sizes_that_cost_alike_are_one_class(size: int, expected: int) -> None:
-    assert size_class(size) == expected
-
-
-def test_rounds_around_a_prefill_are_not_timed() -> None:
+@pytest.mark.parametrize("lag", [0, 1])
+def test_rounds_around_a_prefill_are_not_timed(lag: int) -> None:
     now = [0.0]
-    rule = CostModelPolicy(CANDIDATES, lambda: now[0])
+    rule = CostModelPolicy((5,), lambda: now[0], lag=lag)
 
     def a_round(seconds: float) -> None:
         steps = rule.get_steps_for_batch(1)
@@ -116,16 +128,20 @@ def test_rounds_around_a_prefill_are_not_timed() -> None:
     for _ in range(4):
         a_round(1.0)
     rule.interrupted()
-    for seconds in (50.0, 50.0, 1.0):
-        a_round(seconds)
+    # Under overlap scheduling the round before it has not ended either.
+    for _ in range(1 + lag):
+        a_round(50.0)
+    a_round(1.0)
     assert rule.state()["round_seconds"] == {"5": 1.0}
+    a_round(50.0)
+    assert rule.state()["round_seconds"]["5"] > 1.0
 
 
 def test_what_it_shows_names_the_gain_once_both_were_measured() -> None:
     now = [0.0]
     rule = CostModelPolicy((0, 3), lambda: now[0])
     seen = set()
-    for _ in range(6 * FIRST_TRIAL):
+    for _ in range(100):
         steps = rule.get_steps_for_batch(1)
         now[0] += 2.0 if steps else 1.0
         rule.on_verify_complete([steps], 1)
@@ -135,6 +151,70 @@ def test_what_it_shows_names_the_gain_once_both_were_measured() -> None:
     assert shown["round_seconds"] == {"0": pytest.approx(1.0), "3": pytest.approx(2.0)}
     assert shown["steps"] == 3
     assert 1.7 < shown["expected_gain"] <= 2.0
+
+
+def test_acceptance_of_a_depth_that_was_long_unseen_is_learned_anew() -> None:
+    known = Acceptance(3)
+    for _ in range(200):
+        known.learn(3, [0])
+    assert known.tokens(3) < 1.01
+    for _ in range(40):
+        known.learn(0, [0])
+    for _ in range(4):
+        known.learn(3, [3])
+    assert known.by_depth[0] > 0.6
+    assert known.by_depth[1] == known.by_depth[2] > 0.7
+    # Requests that run together say as much as rounds.
+    many = Acceptance(1)
+    for _ in range(40):
+        many.learn(1, [1] * 8)
+    many.learn(1, [0] * 8)
+    assert 0.6 < many.by_depth[0] < 0.7
+
+
+def test_a_batch_without_any_draft_decodes_plainly_and_teaches_what_that_costs() -> None:
+    now = [0.0]
+    rule = CostModelPolicy(CANDIDATES, lambda: now[0])
+    rule.idle = True
+    for _ in range(5):
+        assert rule.get_steps_for_batch(2) == 0
+        now[0] += 3.0
+        rule.on_verify_complete([0, 0], 2)
+    assert rule.steps == 5
+    assert rule.state()["round_seconds"] == {"0": pytest.approx(3.0)}
+    rule.idle = False
+    assert rule.get_steps_for_batch(2) == 5
+
+
+def started(start_seconds: float) -> CostModelPolicy:
+    """A policy that knows rounds of 0 and 5 steps, 1.0 and 1.5 s, and 3 tokens of the latter."""
+    rule = CostModelPolicy(CANDIDATES, lambda: 0.0)
+    for size in (1, 4):
+        rule.costs.note(size, 0, 1.0)
+        rule.costs.note(size, 5, 1.5)
+    rule.acceptance.by_depth[:] = [1.0, 1.0, 0.0, 0.0, 0.0]
+    rule.started(start_seconds, 1)
+    return rule
+
+
+def test_a_draft_begins_where_it_saves_more_than_all_of_the_batch_waits() -> None:
+    # 3 steps take 1.3 s by interpolation and give 3 tokens: 0.57 s saved for each.
+    assert started(1.0).pays(2, 1)
+    assert not started(1.2).pays(2, 1)
+    assert not started(1.0).pays(2, 4)
+    assert started(1.0).pays(8, 4)
+    assert CostModelPolicy(CANDIDATES).pays(2, 64), "nothing is known of what a beginning takes"
+    # What two drafts took together is shared; later ones move the mean.
+    rule = started(1.0)
+    rule.started(4.0, 2)
+    assert rule.state()["start_seconds"] == pytest.approx(1.2)
+
+
+def test_one_of_many_drafts_begins_all_the_same_and_is_timed_anew() -> None:
+    rule = started(100.0)
+    found = [rule.pays(8, 1) for _ in range(2 * REFUSALS)]
+    assert found.count(True) == 2
+    assert found[REFUSALS - 1]
 
 
 def test_results_that_nobody_launched_are_ignored() -> None:
@@ -152,13 +232,13 @@ def test_graphs_are_captured_for_every_size_at_every_number_of_steps() -> None:
 
 def test_a_server_chooses_among_few_steps_up_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPECVLM_PACE", raising=False)
-    assert pace_of(5).candidate_steps == [0, 1, 3, 5]
-    assert pace_of(2).candidate_steps == [0, 1, 2]
-    assert pace_of(1).candidate_steps == [0, 1]
+    assert pace_of(5, overlap=False).candidate_steps == [0, 1, 3, 5]
+    assert pace_of(2, overlap=True).candidate_steps == [0, 1, 2]
+    assert pace_of(1, overlap=False).candidate_steps == [0, 1]
     monkeypatch.setenv("SPECVLM_PACE", "random:3")
-    chosen = pace_of(5)
+    chosen = pace_of(5, overlap=False)
     assert isinstance(chosen, RandomPolicy)
     assert {chosen.get_steps_for_batch(1) for _ in range(50)} == {0, 1, 3, 5}
     monkeypatch.setenv("SPECVLM_PACE", "fast")
     with pytest.raises(ValueError, match="SPECVLM_PACE='fast' must be random:SEED"):
-        pace_of(5)
+        pace_of(5, overlap=False)

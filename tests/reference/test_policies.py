@@ -286,6 +286,28 @@ def test_max_min_is_the_published_loop(case, retention):
     assert_same(cover.max_min(vectors, budget), np.sort(kept))
 
 
+def test_vidcom2_gives_an_unlike_frame_more_tokens_and_keeps_the_unlike_ones():
+    rng = np.random.default_rng(3)
+    base = rng.normal(size=8)
+    vectors = (base + 0.05 * rng.normal(size=(4, 10, 8))).astype(np.float32)
+    vectors[2] += 2 * rng.normal(size=8)
+    # Half of the channels vary most, and do not count.
+    vectors = np.concatenate([vectors, 90 * rng.normal(size=(4, 10, 8)).astype(np.float32)], -1)
+    kept = keep(np.zeros(40), 0.3, "vidcom2", (4, 2, 5), vectors.reshape(40, 16))
+    counts = np.bincount(kept // 10, minlength=4)
+    assert counts.sum() == 12
+    # (1 + p - mean p) * 12 / 4 where p is nearly 1 for the frame that is unlike the others.
+    assert counts.tolist() == [2, 2, 6, 2] or counts.tolist() == [3, 2, 5, 2]
+    unit = vectors[..., :8] / np.linalg.norm(vectors[..., :8], axis=-1, keepdims=True)
+    typical = np.zeros((4, 10))
+    for center in (unit.mean((0, 1), keepdims=True), unit.mean(1, keepdims=True)):
+        for width in (1 / 8, 1 / 4, 1 / 2, 1, 2):
+            typical += np.exp(-((unit - center) ** 2).sum(-1) / (2 * width))
+    for frame, count in enumerate(counts):
+        expected = np.argsort(typical[frame], kind="stable")[:count]
+        assert_same(kept[kept // 10 == frame] % 10, np.sort(expected))
+
+
 def test_v_cast_gives_a_turning_frame_more_tokens():
     rng = np.random.default_rng(5)
     path = np.array([[1, 0, 0], [1, 0.3, 0], [1, 0.6, 0], [1, 0.3, 0.1], [1, 0, 0.1]])

@@ -1,0 +1,177 @@
+"""What a round takes, by the number of its requests and of its draft steps, as far as is known.
+
+What was measured is believed less the longer ago it was. What was not is inferred: between two
+numbers of steps, from what other sizes have in common with this one, or else guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+AGEING, MOST_PATIENCE = 1 / 256, 4
+"""How fast doubt grows with each round; at most so many times slower for what keeps losing."""
+_BETWEEN, _BEYOND, _PER_DOUBLING, _GUESSED = 0.1, 0.5, 0.25, 1.0
+_GUESSED_STEP_COST = 0.05
+"""Of a plain step, for each draft token, where nothing was measured."""
+_LEAST = 0.2
+"""A round takes at least this share of the nearest one that was measured."""
+_WEIGHT, _NOISE_WEIGHT = 0.2, 0.05
+
+
+class Estimate(NamedTuple):
+    """Seconds of a round, and doubt: it may take as little as ``seconds / (1 + doubt)``."""
+
+    seconds: float
+    doubt: float
+
+
+@dataclass
+class _Cell:
+    """Rounds of one size and number of steps.
+
+    Attributes
+    ----------
+    seconds
+        Running mean.
+    samples
+        Since it was last tried.
+    at
+        The size's `_Size.rounds` at the newest.
+    patience
+        How many times slower it ages.
+    """
+
+    seconds: float
+    samples: int
+    at: int
+    patience: int = 1
+
+
+class _Size:
+    """What was measured of one size: cells by steps, and how many rounds there were."""
+
+    def __init__(self) -> None:
+        self.cells: dict[int, _Cell] = {}
+        self.rounds = 0
+
+
+def size_class(batch_size: int) -> int:
+    """Sizes that cost about the same, by their largest: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ..."""
+    power = 1 << max(0, batch_size - 1).bit_length()
+    half = power * 3 // 4
+    return half if power >= 4 and batch_size <= half else power
+
+
+class RoundCosts:
+    """Measured seconds of rounds, and what follows from them."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, _Size] = {}
+        self._timed = 0
+        self.noise = 0.0
+        """By how much of it a round's time differs from the mean, on average."""
+
+    def note(self, size: int, steps: int, seconds: float) -> None:
+        """A round took ``seconds``; one hiccup does not count for more than double."""
+        here = self._sizes.setdefault(size, _Size())
+        here.rounds += 1
+        cell = here.cells.get(steps)
+        if cell is None:
+            here.cells[steps] = _Cell(seconds, 1, here.rounds)
+            return
+        cell.samples += 1
+        weight = max(_WEIGHT, 1 / (cell.samples + 1))
+        differs = min(seconds / cell.seconds, 2.0) - 1
+        self._timed += 1
+        self.noise += max(_NOISE_WEIGHT, 1 / self._timed) * (abs(differs) - self.noise)
+        change = 1 + weight * differs
+        steady, cell.at = cell.at == here.rounds - 1 and cell.samples > 4, here.rounds
+        # What goes on for long and becomes slower, with its context, would do so with any steps.
+        for other in here.cells.values() if steady else (cell,):
+            other.seconds *= change
+
+    def passed(self, size: int) -> None:
+        """A round went by that could not be timed."""
+        self._sizes.setdefault(size, _Size()).rounds += 1
+
+    def begin_trial(self, size: int, steps: int) -> None:
+        """The next rounds of these steps count as new."""
+        cell = self._sizes.setdefault(size, _Size()).cells.get(steps)
+        if cell is not None:
+            cell.samples = 0
+
+    def end_trial(self, size: int, steps: int, *, lost: bool) -> None:
+        """What keeps losing ages slowly."""
+        cell = self._sizes.setdefault(size, _Size()).cells.get(steps)
+        if cell is not None:
+            cell.patience = min(2 * cell.patience, MOST_PATIENCE) if lost else 1
+
+    def samples(self, size: int, steps: int) -> int:
+        """Rounds that were timed since the last trial."""
+        here = self._sizes.get(size)
+        return 0 if here is None or steps not in here.cells else here.cells[steps].samples
+
+    def knows(self, steps: int) -> bool:
+        """Whether rounds of these steps were timed at any size."""
+        return any(steps in here.cells for here in self._sizes.values())
+
+    def measured(self, size: int) -> dict[int, float]:
+        """Seconds by steps of what was timed at this size."""
+        here = self._sizes.get(size)
+        return {} if here is None else {s: here.cells[s].seconds for s in sorted(here.cells)}
+
+    def estimate(self, size: int, steps: int) -> Estimate:
+        """Seconds of a round; in plain steps where nothing at all was measured."""
+        here = self._sizes.get(size)
+        if here is not None and steps in here.cells:
+            cell = here.cells[steps]
+            return Estimate(cell.seconds, AGEING * (here.rounds - cell.at) / cell.patience)
+        inferred = [*self._elsewhere(size, steps), *_along(self.measured(size), steps)]
+        if not inferred:
+            return Estimate(1.0 + _GUESSED_STEP_COST * steps, _GUESSED)
+        found = min(inferred, key=lambda one: one.doubt)
+        age = 0 if here is None else AGEING * here.rounds
+        return Estimate(found.seconds, found.doubt + age)
+
+    def _elsewhere(self, size: int, steps: int) -> Iterator[Estimate]:
+        """Other sizes' seconds, scaled by the steps that were measured here and there."""
+        mine = self.measured(size)
+        for other in self._sizes:
+            theirs, doubt = self.measured(other), _PER_DOUBLING * abs(math.log2(other / size))
+            common = [one for one in mine if one in theirs]
+            if other == size or not theirs or (mine and not common):
+                continue
+            scale = 1.0
+            if common:
+                nearest = min(common, key=lambda one: abs(one - steps))
+                scale = mine[nearest] / theirs[nearest]
+            if steps in theirs:
+                yield Estimate(theirs[steps] * scale, doubt)
+            else:
+                for found in _along(theirs, steps):
+                    yield Estimate(found.seconds * scale, found.doubt + doubt)
+
+
+def _along(known: dict[int, float], steps: int) -> Iterator[Estimate]:
+    """Seconds of ``steps`` from those of other numbers of steps at the same size."""
+    below = max((one for one in known if one < steps), default=None)
+    above = min((one for one in known if one > steps), default=None)
+    nearest = min(known, key=lambda one: (abs(one - steps), one), default=None)
+    if nearest is None:
+        return
+    others = [one for one in known if one != nearest]
+    if not others:
+        plain = known[nearest] / (1 + _GUESSED_STEP_COST * nearest)
+        yield Estimate(plain * (1 + _GUESSED_STEP_COST * steps), _GUESSED)
+        return
+    other = min(others, key=lambda one: abs(one - steps))
+    if below is not None and above is not None:
+        nearest, other = below, above
+    # More steps never take less, whatever two noisy figures say.
+    slope = max(0.0, (known[other] - known[nearest]) / (other - nearest))
+    seconds = known[nearest] + slope * (steps - nearest)
+    doubt = _BETWEEN if below is not None and above is not None else _BEYOND
+    yield Estimate(max(seconds, _LEAST * known[nearest]), doubt)
