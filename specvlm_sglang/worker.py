@@ -16,7 +16,7 @@ from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream,
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
-from specvlm_sglang.draft.pace import pace_of
+from specvlm_sglang.draft.pace import CostModelPolicy, pace_of
 from specvlm_sglang.draft.start import DraftStart
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
@@ -74,7 +74,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
             phases=self.phases,
         )
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
-        self.pace = self.adaptive_controller = None
+        self.pace: CostModelPolicy | None = None
+        self.adaptive_controller = None
         if get_spec().speculative_adaptive:
             overlap = not server_args.disable_overlap_schedule
             self.pace = pace_of(self.speculative_num_steps, overlap=overlap)
@@ -197,8 +198,9 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Choose the steps, and see to it that every draft knows what it drafts after."""
         due = self.requests.due(batch.reqs)
         if self.pace is not None:
-            due = self._worth_starting(due, len(batch.reqs))
+            due = self._worth_starting(self.pace, due, len(batch.reqs))
             self.pace.idle = not due and not self._draft_worker.has_drafts(batch)
+            assert self.adaptive_controller is not None
             self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
             self.observer.steps(self.speculative_num_steps)
         if self._draft_worker.rests(batch):
@@ -219,12 +221,14 @@ class SpecVLMWorker(StandaloneWorkerV2):
             if due or behind:
                 self.pace.interrupted()
 
-    def _worth_starting(self, due: Sequence[Complete], batch_size: int) -> list[Complete]:
+    def _worth_starting(
+        self, pace: CostModelPolicy, due: Sequence[Complete], batch_size: int
+    ) -> list[Complete]:
         """Those whose draft may save more than it takes; the others are told why they get none."""
         worth = []
         for one in due:
             left = tokens_to_come(one.req, one.filled)
-            if left is None or one.state.options.detail or self.pace.pays(left, batch_size):
+            if left is None or one.state.options.detail or pace.pays(left, batch_size):
                 worth.append(one)
                 continue
             one.report.cold = would_not_pay(left)

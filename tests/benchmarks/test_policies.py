@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.policies import report
+from benchmarks.policies.hypotheses import neighbouring_share, spearman
 from benchmarks.policies.measure import POLICIES, Kept, Setting, scored, settings
 from benchmarks.policies.prompts import SETS, Prepared
 from benchmarks.policies.record import Record
@@ -134,3 +136,29 @@ def test_tables_and_picture_say_how_many_prompts_they_stand_on(
     picture = tmp_path / "accept_length.png"
     assert picture.exists() == (prompts >= 40)
     assert prompts < 40 or picture.stat().st_size > 10_000
+
+
+def test_rank_correlation_shares_ties_and_draws_clips_together() -> None:
+    x = np.array([1.0, 2, 2, 3, 4, 5, 6, 7])
+    clips = np.arange(8)
+    assert spearman(x, x**3, clips)[0] == pytest.approx(1)
+    assert spearman(x, -x, clips)[0] == pytest.approx(-1)
+    assert spearman(x, np.ones(8), clips)[0] == 0
+    # scipy.stats.spearmanr of the same.
+    mean, low, high = spearman(x, np.array([3.0, 1, 4, 1, 5, 9, 2, 6]), clips)
+    assert mean == pytest.approx(0.5, abs=0.02)
+    assert low < mean < high
+    assert high - low < np.diff(spearman(x, -(x[::-1] ** 2) % 7, clips // 4)[1:])[0] + 2
+
+
+def test_neighbours_among_the_highest_are_counted_in_time_and_space() -> None:
+    grid = (4, 5, 5)
+    one = prompt()
+    scores = np.full(100, 1e-6, np.float32)
+    # Ten are kept: a clique of four in a box over two frames, and six that stand alone.
+    clique = [(0, 0, 0), (0, 0, 1), (1, 1, 1), (1, 0, 0)]
+    alone = [(0, 4, 4), (1, 2, 4), (2, 4, 0), (2, 0, 4), (3, 2, 2), (3, 4, 4)]
+    for value, place in enumerate([*clique, *alone]):
+        scores[np.ravel_multi_index(place, grid)] = 1 + value
+    made = replace(one, scores=scores, grid=grid, video=np.arange(100))
+    assert neighbouring_share(made) == pytest.approx(0.3)
