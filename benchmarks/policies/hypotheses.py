@@ -3,8 +3,8 @@
     python -m benchmarks.policies.hypotheses --work DIR --results benchmarks/results/policies
 
 ``--work`` has the prompts that `python -m benchmarks.policies` prepared, ``--results`` its
-``rounds.json``. Differences are of accept lengths on the same prompts, with 95 % bootstrap intervals
-over clips; correlations are Spearman's, over prompts, with intervals drawn the same way.
+``rounds.json``. Differences are of accept lengths on the same prompts, with 95 % bootstrap
+intervals over clips; correlations are Spearman's, over prompts, with intervals drawn the same way.
 """
 
 from __future__ import annotations
