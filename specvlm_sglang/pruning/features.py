@@ -8,8 +8,8 @@ from specvlm_sglang.pruning.spacing import Grid
 
 SCALE = 1023
 STEPS = 2**20
-_BLOCK = 1 << 22
-"""Numbers that are held in float64 at once."""
+_CPU_BLOCK, _BLOCK = 1 << 20, 1 << 22
+"""Numbers held in float64 at once: what a CPU's cache has room for, and few launches elsewhere."""
 
 
 def quantised_directions(features: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def quantised_directions(features: torch.Tensor) -> torch.Tensor:
     holds the eleven bits of each factor.
     """
     n, width = features.shape
-    rows = max(1, _BLOCK // width)
+    rows = max(1, _block(features) // width)
     found = torch.empty((n, width), dtype=torch.float32, device=features.device)
     for start in range(0, n, rows):
         exact = features[start : start + rows].double()
@@ -45,15 +45,19 @@ def temporal_change(features: torch.Tensor, grid: Grid) -> torch.Tensor:
         return torch.zeros(area, dtype=torch.float32, device=device)
     tokens = features.view(frames, area, width)
     found = torch.empty((frames, area), dtype=torch.float32, device=device)
-    step = max(1, _BLOCK // (area * width))
+    step = max(1, _block(features) // (area * width))
     for start in range(1, frames, step):
         stop = min(frames, start + step)
         # One frame more than is written: the one before.
         exact = tokens[start - 1 : stop].double()
-        length = (exact * exact).sum(2).sqrt()
+        length = torch.linalg.vecdot(exact, exact).sqrt()
         lengths = length[1:] * length[:-1]
-        dot = (exact[1:] * exact[:-1]).sum(2)
+        dot = torch.linalg.vecdot(exact[1:], exact[:-1])
         cosine = torch.where(lengths > 0, dot / lengths, torch.zeros_like(dot))
         found[start:stop] = ((1 - cosine) * STEPS).round().clamp(0, 2 * STEPS) / STEPS
     found[0] = found[1]
     return found.flatten()
+
+
+def _block(features: torch.Tensor) -> int:
+    return _CPU_BLOCK if features.device.type == "cpu" else _BLOCK

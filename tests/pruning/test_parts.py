@@ -114,7 +114,7 @@ def test_long_videos_are_measured_block_by_block() -> None:
     given, grid = torch.from_numpy(vectors), (7, 5, 6)
     with pytest.MonkeyPatch.context() as patch:
         for block in (1, 300, 600):
-            patch.setattr(features, "_BLOCK", block)
+            patch.setattr(features, "_CPU_BLOCK", block)
             np.testing.assert_array_equal(
                 features.quantised_directions(given).numpy(),
                 reference.features.quantised_directions(vectors),
