@@ -203,6 +203,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             assert self.adaptive_controller is not None
             self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
             self.observer.steps(self.speculative_num_steps)
+            self.observer.gain(self.pace.expected_gain, self.pace.measured_gain)
         if self._draft_worker.rests(batch):
             self.requests.rested(batch.reqs)
             return

@@ -37,6 +37,7 @@ LEAST_LOSS, NOISES = 0.05, 2.0
 REFUSALS = 16
 """A draft begins for one of so many requests that it would not pay for, to measure it anew."""
 _ACCEPTANCE_WEIGHT, _GUESSED_ACCEPTANCE, _START_WEIGHT = 0.05, 0.7, 0.2
+_MEMORY = 0.99
 _STALE = 32
 """Drafted rounds that did not reach a depth, after which its next results count as new."""
 
@@ -81,6 +82,10 @@ class Acceptance:
             self.by_depth[depth] += weight * (share - known)
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
 class CostModelPolicy:
     """SGLang's ``AdaptiveSpecPolicy``: steps of the next round from measured costs.
 
@@ -116,6 +121,7 @@ class CostModelPolicy:
         self.start_seconds: float | None = None
         """What the beginning of one request's draft takes."""
         self._refused = 0
+        self._plainly = self._taken = 0.0
         self._trial = 0
         self._before_trial = self.steps
         self._size = 1
@@ -163,9 +169,18 @@ class CostModelPolicy:
             self.costs.passed(size)
         else:
             self.costs.note(size, steps, now - last)
+            self._compare(size, now - last, num_correct_drafts_per_req)
         if size == self._size and steps == self.steps:
             self._after_round()
         return None
+
+    def _compare(self, size: int, seconds: float, correct: Sequence[int]) -> None:
+        """Put a round beside what plain decoding would have taken for its tokens."""
+        plain = self.costs.measured(size).get(0)
+        if plain is not None and correct:
+            tokens = 1 + sum(correct) / len(correct)
+            self._plainly = _MEMORY * self._plainly + tokens * plain
+            self._taken = _MEMORY * self._taken + seconds
 
     # What the worker tells.
 
@@ -205,17 +220,28 @@ class CostModelPolicy:
             return True
         return False
 
+    @property
+    def expected_gain(self) -> float | None:
+        """Tokens per second over plain decoding's that the present steps promise, both measured."""
+        measured = self.costs.measured(self._size)
+        both = self.steps in measured and 0 in measured
+        return self.rate(self.steps) / self.rate(0) if both else None
+
+    @property
+    def measured_gain(self) -> float | None:
+        """The same of the newest rounds, trials included, where plain decoding was measured."""
+        return self._plainly / self._taken if self._taken else None
+
     def state(self) -> dict[str, Any]:
         """What is known now, JSON-ready."""
         measured = self.costs.measured(self._size)
-        both = self.steps in measured and 0 in measured
-        gain = self.rate(self.steps) / self.rate(0) if both else None
         return {
             "steps": self.steps,
             "reason": self.reason,
             "acceptance_by_depth": [round(one, 3) for one in self.acceptance.by_depth],
             "round_seconds": {str(s): round(t, 6) for s, t in measured.items()},
-            "expected_gain": None if gain is None else round(gain, 3),
+            "expected_gain": _rounded(self.expected_gain),
+            "measured_gain": _rounded(self.measured_gain),
             "start_seconds": self.start_seconds,
         }
 
@@ -290,6 +316,10 @@ class RandomPolicy(CostModelPolicy):
     def __init__(self, candidate_steps: Sequence[int], seed: int) -> None:
         super().__init__(candidate_steps)
         self._random = random.Random(seed)
+
+    def pays(self, tokens: int, batch_size: int) -> bool:
+        """Always."""
+        return True
 
     def get_steps_for_batch(self, batch_size: int) -> int:
         """Any of the candidates."""

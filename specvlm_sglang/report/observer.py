@@ -213,6 +213,11 @@ class Observer:
         """Note how many steps the next round drafts."""
         self._tell(lambda metrics: metrics.steps.set(steps))
 
+    def gain(self, expected: float | None, measured: float | None) -> None:
+        """Note the gain over plain decoding: of the present steps, and of the rounds so far."""
+        self._tell(lambda metrics: metrics.expected_gain.set(expected or 1.0))
+        self._tell(lambda metrics: metrics.measured_gain.set(measured or 1.0))
+
     def draft_kv(self, in_use: int, capacity: int) -> None:
         """Note how full the draft's KV cache is."""
         self._tell(lambda metrics: metrics.kv_in_use.set(in_use))
@@ -260,6 +265,16 @@ class _PrometheusMetrics:
         self.steps = Gauge(
             "specvlm_draft_steps",
             "Draft steps of the newest round (--speculative-adaptive).",
+            multiprocess_mode="mostrecent",
+        )
+        self.expected_gain = Gauge(
+            "specvlm_expected_gain",
+            "Tokens per second over plain decoding that the present steps promise; 1: not known.",
+            multiprocess_mode="mostrecent",
+        )
+        self.measured_gain = Gauge(
+            "specvlm_measured_gain",
+            "Tokens per second over plain decoding in the rounds so far; 1: not known.",
             multiprocess_mode="mostrecent",
         )
         self.kv_capacity = Gauge(
