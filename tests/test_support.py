@@ -190,7 +190,7 @@ def test_answers_depend_on_how_the_video_is_seen(vl_target: Path, clip_paths: li
     exact, plain = (
         [
             hf.greedy(vl_target, user(clip, QUESTION), 32, exact=way).output_ids
-            for clip in clip_paths
+            for clip in clip_paths[:2]
         ]
         for way in (True, False)
     )

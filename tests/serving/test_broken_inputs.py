@@ -13,7 +13,7 @@ import pytest
 
 from specvlm_sglang.tools.server import HOST, free_port
 from tests.serving import plain
-from tests.serving.plain import FEW_DECODED_BYTES, FLOAT32, Messages, ask, assert_as_transformers
+from tests.serving.plain import EXACT, FEW_DECODED_BYTES, Messages, ask, assert_as_transformers
 from tests.support import clips
 from tests.support.clips import data_url
 from tests.support.messages import user
@@ -65,7 +65,7 @@ BROKEN = {
 
 @pytest.fixture(scope="module")
 def server(serve: Any, vl_target: Path) -> Server:
-    started: Server = serve(vl_target, *FLOAT32, **FEW_DECODED_BYTES)
+    started: Server = serve(vl_target, *EXACT, **FEW_DECODED_BYTES)
     return started
 
 
@@ -94,7 +94,7 @@ def refuse(server: Server, messages: Messages) -> str:
 
 def answer_the_next(server: Server, model: Path, good: Any) -> None:
     messages = next(good)
-    assert_as_transformers(model, [messages], [ask(server, messages)], exact=False)
+    assert_as_transformers(model, [messages], [ask(server, messages)])
 
 
 @pytest.mark.parametrize(
@@ -137,12 +137,12 @@ def test_a_broken_video_beside_good_ones_refuses_its_own_request_only(
     broken = clips.write_truncated_clip(tmp_path / "cut.mp4")
     assert "cut.mp4" in refuse(server, user(clip_paths[0], broken, "Compare them."))
     fine = user(clip_paths[0], clip_paths[1], "Compare them.")
-    assert_as_transformers(vl_target, [fine], plain.ask_all(server, [fine], 1), exact=False)
+    assert_as_transformers(vl_target, [fine], plain.ask_all(server, [fine], 1))
 
 
 def test_two_frames_are_enough(server: Server, vl_target: Path, tmp_path: Path) -> None:
     shortest = user(clips.write_clip(tmp_path / "two.mp4", frames=2), "What happens?")
-    assert_as_transformers(vl_target, [shortest], [ask(server, shortest)], exact=False)
+    assert_as_transformers(vl_target, [shortest], [ask(server, shortest)])
 
 
 def test_a_data_url_that_is_refused_is_not_repeated_in_full(server: Server, tmp_path: Path) -> None:
