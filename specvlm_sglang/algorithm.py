@@ -395,6 +395,8 @@ def register() -> None:
     @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)
     def create_worker(server_args: Any) -> type:
         contract.require("worker")
+        if server_args.speculative_draft_model_path is None:
+            contract.require("self draft")
         if "flashinfer" in attention_backends(server_args):
             contract.require("flashinfer")
             attention_default.plan_on_host()

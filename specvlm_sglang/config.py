@@ -30,9 +30,6 @@ class SpecVLMConfig:
 
     Attributes
     ----------
-    draft
-        What drafts: ``model``, that of ``--speculative-draft-model-path``, or ``self``, the target
-        on the kept columns of its own KV cache. None: a model where one is named.
     retention
         Share of the video tokens that the draft KEEPS, in (0, 1]; 0.1 prunes 90 %.
     top_p
@@ -60,9 +57,11 @@ class SpecVLMConfig:
     audit
         Share of the finished greedy requests, in [0, 1], that an idle server decodes again without
         a draft and compares.
+    draft
+        What drafts: ``model``, that of ``--speculative-draft-model-path``, or ``self``, the target
+        on the kept columns of its own KV cache. None: a model where one is named.
     """
 
-    draft: str | None = None
     retention: float = 0.1
     top_p: float = 0.2
     policy: str = "specvlm"
@@ -73,6 +72,7 @@ class SpecVLMConfig:
     exact_vision: bool = False
     positions: str | None = None
     audit: float = 0.0
+    draft: str | None = None
 
     def __post_init__(self) -> None:
         from specvlm_sglang.policies import check_retention, check_tokens
@@ -197,7 +197,6 @@ def _switch(text: str) -> bool:
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "draft": str,
     "retention": _number,
     "top_p": _number,
     "policy": str,
@@ -208,6 +207,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "exact_vision": _switch,
     "positions": str,
     "audit": _number,
+    "draft": str,
 }
 
 

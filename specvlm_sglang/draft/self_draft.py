@@ -23,7 +23,6 @@ from sglang.srt.runtime_context import get_device, get_spec
 from sglang.srt.speculative.base_spec_worker import EagleDraftWorkerBase
 from sglang.srt.speculative.draft_parallel import resolve_draft_parallel_layout
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
-from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_utils import (
     default_tree_mask_mode,
     per_step_draft_out_cache_loc,
@@ -70,7 +69,6 @@ class SelfDraftWorker(DraftRounds):
             get_spec().speculative_algorithm
         )
         self._rebuild_topk1_chain_buffers()
-        EagleDraftInput.ALLOC_LEN_PER_DECODE = self.speculative_num_draft_tokens
         self.parallel_layout = resolve_draft_parallel_layout(
             DraftParallelSpec(tp_execution=DraftTPExecution.TARGET_LAYOUT)
         )
@@ -120,6 +118,7 @@ class SelfDraftWorker(DraftRounds):
         factory = DraftBackendFactory(self.draft_runner, self.topk, self.speculative_num_steps + 1)
         self.draft_attn_backend = factory.create_decode_backend()
         self.draft_runner.draft_attn_backend = self.draft_attn_backend
+        self.draft_runner.attn_backend = self.target_worker.model_runner.attn_backend
         self.draft_extend_attn_backend = None
         self.tree_mask_mode = default_tree_mask_mode()
 
