@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.roofline_report import draw, markdown
-from reference.cost import Hardware, published_model, what_would_pruning_buy
+from reference.cost import (
+    Hardware,
+    published_model,
+    what_would_pruning_buy,
+    what_would_self_drafting_buy,
+)
 
 HARDWARE = {
     hardware.name: hardware
@@ -172,6 +177,38 @@ def prediction(row: Published, hardware: Hardware, batch: int) -> dict[str, Any]
     }
 
 
+ALONE = [
+    (target, video_tokens, batch)
+    for target in (_QWEN_7B, _QWEN_32B, "qwen2.5-vl-72b")
+    for video_tokens in (8_192, 25_088)
+    for batch in (1, 8, 16, 32)
+]
+"""Targets that draft for themselves: model, video tokens of each request, batch."""
+ALONE_STEPS = 3
+
+
+def self_prediction(target: str, video_tokens: int, batch: int, hardware: str) -> dict[str, Any]:
+    """What a target that drafts for itself at 10 % would cost and buy at the most, JSON-ready."""
+    report = what_would_self_drafting_buy(
+        published_model(target),
+        HARDWARE[hardware],
+        video_tokens,
+        TEXT_TOKENS,
+        RETENTION,
+        ALONE_STEPS,
+        batch,
+        NEW_TOKENS,
+    )
+    return {
+        "target": target,
+        "hardware": hardware,
+        "batch": batch,
+        "video_tokens": video_tokens,
+        "draft_steps": ALONE_STEPS,
+        **asdict(report),
+    }
+
+
 def record(batches: Sequence[int]) -> dict[str, Any]:
     """All that is computed, JSON-ready."""
     pairs = [row for row in PUBLISHED if row.source == _PARALLEL and row.accept_length is not None]
@@ -188,6 +225,7 @@ def record(batches: Sequence[int]) -> dict[str, Any]:
             for batch in batches
             for name in SHOWN
         ],
+        "self_predictions": [self_prediction(*setting, "H100") for setting in ALONE],
     }
 
 

@@ -62,6 +62,20 @@ def markdown(record: dict[str, Any], hardware: Sequence[str]) -> str:
     heads += ["unpruned decode", "pruned decode", "unpruned end to end", "pruned end to end"]
     heads += ["scoring, ms", "draft KV saved, MB"]
     lines += _table(heads, [_predicted_cells(row) for row in record["predictions"]])
+    lines += [
+        "",
+        "## A target that drafts for itself",
+        "",
+        "No draft model: a draft step is a step of the target that reads a tenth of the video's",
+        "keys and values. A round pays from the accept length on that it costs in plain steps. No",
+        "accept length is assumed; one above the steps is the most that a round can give. The",
+        "ratios hold for as many devices as the weights and the KV cache take.",
+        "",
+    ]
+    heads = ["target", "on", "video tokens", "batch", "KV share of a step's bytes"]
+    heads += ["draft step / plain step", "drafts a round", "pays from accept length"]
+    heads += ["decode, all accepted"]
+    lines += _table(heads, [_alone_cells(row) for row in record["self_predictions"]])
     return "\n".join(lines) + "\n"
 
 
@@ -140,6 +154,20 @@ def _predicted_cells(row: dict[str, Any]) -> list[str]:
         *(f"{path['end_to_end_speedup']:.2f}x" for path in paths[1:]),
         f"{row['scoring_seconds'] * 1e3:.2f}",
         f"{row['draft_kv_bytes_saved'] / 1e6:,.0f}",
+    ]
+
+
+def _alone_cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["target"],
+        row["hardware"],
+        f"{row['video_tokens']:,}",
+        str(row["batch"]),
+        f"{row['kv_share']:.0%}",
+        f"{row['draft_over_plain']:.2f}",
+        str(row["draft_steps"]),
+        f"{row['break_even_accept_length']:.2f}",
+        f"{row['highest_speedup']:.2f}x",
     ]
 
 

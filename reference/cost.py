@@ -25,6 +25,7 @@ __all__ = [
     "Hardware",
     "ModelDimensions",
     "PruningReport",
+    "SelfDraftReport",
     "ServingPath",
     "VisionDimensions",
     "Work",
@@ -38,6 +39,7 @@ __all__ = [
     "verify",
     "vision_encode",
     "what_would_pruning_buy",
+    "what_would_self_drafting_buy",
 ]
 
 FLOAT32_BYTES = 4
@@ -374,4 +376,84 @@ def what_would_pruning_buy(
         draft_step_seconds_saved=full_step_seconds - pruned_step_seconds,
         scoring_seconds=score,
         video_share_of_draft_step=batch * video_tokens * draft.kv_bytes_per_token / full_step.bytes,
+    )
+
+
+@dataclass(frozen=True)
+class SelfDraftReport:
+    """Answer of `what_would_self_drafting_buy`.
+
+    Attributes
+    ----------
+    kv_share
+        Share of a plain decode step's bytes that is keys and values.
+    draft_over_plain
+        Seconds of a draft step over seconds of a plain decode step.
+    break_even_accept_length
+        Seconds of a round over seconds of a plain decode step: the accept length, bonus included,
+        from which on a round pays.
+    highest_speedup
+        Where every draft is accepted.
+    """
+
+    kv_share: float
+    draft_over_plain: float
+    break_even_accept_length: float
+    highest_speedup: float
+
+
+def what_would_self_drafting_buy(
+    target: ModelDimensions,
+    hardware: Hardware,
+    video_tokens: int,
+    text_tokens: int,
+    retention: float,
+    draft_steps: int,
+    batch: int = 1,
+    new_tokens: int = 256,
+    *,
+    extras: float = 0.0,
+) -> SelfDraftReport:
+    """Compare plain decoding with a target that drafts chains for itself on a pruned prompt.
+
+    A draft step is a decode step of the target that reads the kept columns of its KV cache, so
+    only their keys and values are saved. A round has `draft_steps` of them and one verification.
+
+    Parameters
+    ----------
+    video_tokens, text_tokens
+        Prompt tokens per request.
+    retention
+        Share of video tokens KEPT, in (0, 1].
+    draft_steps
+        Drafted tokens of a round.
+    new_tokens
+        Steps are taken at the mean context, half of these after the prompt.
+    extras
+        Unmodelled work of a round, in plain decode steps.
+
+    Raises
+    ------
+    ValueError
+        A count is below its minimum, or retention is outside (0, 1].
+    """
+    _at_least("video_tokens", video_tokens, 0)
+    _at_least("text_tokens", text_tokens, 1)
+    _at_least("draft_steps", draft_steps, 1)
+    _at_least("new_tokens", new_tokens, 1)
+    _at_least("extras", extras, 0)
+    kept = video_token_budget(video_tokens, retention)
+    context = video_tokens + text_tokens + new_tokens // 2
+    plain = verify(target, 1, context, batch)
+    plain_seconds = roofline_seconds(plain, hardware)
+    draft = roofline_seconds(
+        draft_step(target, context - video_tokens + kept, batch=batch), hardware
+    )
+    verified = roofline_seconds(verify(target, draft_steps + 1, context, batch), hardware)
+    round_over_plain = (draft_steps * draft + verified) / plain_seconds + extras
+    return SelfDraftReport(
+        kv_share=batch * (context + 2) * target.kv_bytes_per_token / plain.bytes,
+        draft_over_plain=draft / plain_seconds,
+        break_even_accept_length=round_over_plain,
+        highest_speedup=(draft_steps + 1) / round_over_plain,
     )

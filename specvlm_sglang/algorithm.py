@@ -13,7 +13,7 @@ from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from specvlm_sglang.config import DEFAULT_NUM_STEPS, SpecVLMConfig
 from specvlm_sglang.host import adaptive, attention_default, contract, memory_budget
 from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
-from specvlm_sglang.models.pair import check_pair
+from specvlm_sglang.models.pair import check_pair, check_self
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         from specvlm_sglang.report.entries import KEY, ResponseReport
 
         config = SpecVLMConfig.from_environment()
+        check_draft(server_args.speculative_draft_model_path, config.draft)
         refuse_unsupported(server_args)
         request_validation.install(check_options)
         response_report.install(KEY, ResponseReport)
@@ -187,14 +188,23 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         check_attention_backends(server_args)
         resolve_tree(server_args)
         resolve_prefill_graphs(server_args)
-        check_pair(
-            server_args.model_path,
-            server_args.speculative_draft_model_path,
-            tokenizer=server_args.tokenizer_path,
-            trust_remote_code=server_args.trust_remote_code,
-            positions=config.positions,
-            tp_size=server_args.tp_size,
-        )
+        if server_args.speculative_draft_model_path is None:
+            refuse_drafting_for_itself(server_args, config)
+            check_self(
+                server_args.model_path,
+                trust_remote_code=server_args.trust_remote_code,
+                positions=config.positions,
+            )
+            logger.info("%s: no draft model is named, so the target drafts for itself", NAME)
+        else:
+            check_pair(
+                server_args.model_path,
+                server_args.speculative_draft_model_path,
+                tokenizer=server_args.tokenizer_path,
+                trust_remote_code=server_args.trust_remote_code,
+                positions=config.positions,
+                tp_size=server_args.tp_size,
+            )
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
         server_args.enable_mixed_chunk = False
@@ -211,10 +221,40 @@ def check_options(custom_params: Any) -> None:
     parse_options(custom_params, SpecVLMConfig.from_environment())
 
 
+def check_draft(path: str | None, draft: str | None) -> None:
+    """Raise ``ValueError`` where the draft model and ``--specvlm-draft`` contradict each other."""
+    if draft == "model" and path is None:
+        raise ValueError(
+            f"--specvlm-draft=model needs a draft model: --speculative-draft-model-path "
+            f"({NAME} without one lets the target draft for itself)"
+        )
+    if draft == "self" and path is not None:
+        raise ValueError(
+            f"--speculative-draft-model-path={path} does not work with --specvlm-draft self: the "
+            "target drafts for itself; leave one of them out"
+        )
+
+
+def refuse_drafting_for_itself(server_args: Any, config: SpecVLMConfig) -> None:
+    """Raise ``ValueError`` naming what a target that drafts for itself does not work with."""
+    given = f"does not work with {NAME} without a draft model (--specvlm-draft self)"
+    topk = server_args.speculative_eagle_topk
+    if topk > 1:
+        raise ValueError(f"--speculative-eagle-topk={topk} {given}: it drafts chains, use 1")
+    if (server_args.page_size or 1) > 1:
+        raise ValueError(
+            f"--page-size={server_args.page_size} {given}: kept tokens lie in no whole pages, use 1"
+        )
+    if server_args.tp_size > 1:
+        raise ValueError(f"--tp-size={server_args.tp_size} {given}: it was not tried, use 1")
+    setting = config.unfit_for_self()
+    if setting is not None:
+        flag_and_value, why = setting
+        raise ValueError(f"{flag_and_value} {given}: {why}")
+
+
 def refuse_unsupported(server_args: Any) -> None:
     """Raise ``ValueError`` naming the first flag or variable that SPECVLM does not work with."""
-    if server_args.speculative_draft_model_path is None:
-        raise ValueError(f"{NAME} needs a draft model: --speculative-draft-model-path")
     for flag, attribute, off, why in _UNSUPPORTED:
         value = getattr(server_args, attribute)
         # Not its truth: a threshold of 0 would accept every drafted token.
@@ -243,6 +283,8 @@ def why_not_adaptive(server_args: Any) -> str | None:
             f"--speculative-eagle-topk={server_args.speculative_eagle_topk} asks for a tree, and "
             "only chains change their length"
         )
+    if server_args.speculative_draft_model_path is None:
+        return "no draft model is named, and a target that drafts for itself keeps its steps"
     if server_args.tp_size > 1:
         return f"--tp-size={server_args.tp_size}: each rank would measure other times"
     return None
@@ -353,6 +395,8 @@ def register() -> None:
     @SpeculativeAlgorithm.register(NAME, supports_overlap=True, spec_class=SpecVLMAlgorithm)
     def create_worker(server_args: Any) -> type:
         contract.require("worker")
+        if server_args.speculative_draft_model_path is None:
+            contract.require("self draft")
         if "flashinfer" in attention_backends(server_args):
             contract.require("flashinfer")
             attention_default.plan_on_host()

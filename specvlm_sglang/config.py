@@ -16,6 +16,7 @@ from typing import Any
 DEFAULT_NUM_STEPS = 3
 """``--speculative-num-steps`` where it is not given."""
 POSITIONS = ("contiguous", "original")
+DRAFTS = ("model", "self")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 # Share of the target's tokens that is assumed to be text: questions, answers, requests without
@@ -56,6 +57,9 @@ class SpecVLMConfig:
     audit
         Share of the finished greedy requests, in [0, 1], that an idle server decodes again without
         a draft and compares.
+    draft
+        What drafts: ``model``, that of ``--speculative-draft-model-path``, or ``self``, the target
+        on the kept columns of its own KV cache. None: a model where one is named.
     """
 
     retention: float = 0.1
@@ -68,6 +72,7 @@ class SpecVLMConfig:
     exact_vision: bool = False
     positions: str | None = None
     audit: float = 0.0
+    draft: str | None = None
 
     def __post_init__(self) -> None:
         from specvlm_sglang.policies import check_retention, check_tokens
@@ -75,6 +80,8 @@ class SpecVLMConfig:
 
         if self.policy_file is not None:
             own_policies(self.policy_file)
+        if self.draft not in (None, *DRAFTS):
+            raise ValueError(f"{_flag('draft')}={self.draft!r} must be one of {', '.join(DRAFTS)}")
         check_retention(self.retention, _flag("retention"))
         check_policy(self.policy, _flag("policy"))
         if not 0 <= self.top_p <= 1:
@@ -139,6 +146,18 @@ class SpecVLMConfig:
         tokens = int(target_tokens * self.draft_kv_share) + max_running_requests * reserve
         return min(target_tokens, tokens)
 
+    def unfit_for_self(self) -> tuple[str, str] | None:
+        """A setting, and why a target that drafts for itself does not work with it, or None."""
+        from specvlm_sglang.pruning.registry import find_policy
+
+        if self.draft_kv_tokens is not None:
+            flag = f"{_flag('draft_kv_tokens')}={self.draft_kv_tokens}"
+            return flag, "its draft has no KV cache of its own"
+        if find_policy(self.policy).merges:
+            flag = f"{_flag('policy')}={self.policy}"
+            return flag, "nothing can be mixed into the target's own keys and values"
+        return None
+
     @property
     def draft_kv_share(self) -> float:
         """Draft slots per target slot, the running requests' reserve not counted."""
@@ -188,6 +207,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "exact_vision": _switch,
     "positions": str,
     "audit": _number,
+    "draft": str,
 }
 
 
@@ -202,6 +222,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "SpecVLM",
         "Speculative decoding for video LLMs (--speculative-algorithm SPECVLM). Each flag can also "
         "be set by its variable: --specvlm-retention by SPECVLM_RETENTION.",
+    )
+    group.add_argument(
+        "--specvlm-draft",
+        choices=DRAFTS,
+        help="What drafts: the model of --speculative-draft-model-path, or the target itself on "
+        "the kept part of its own KV cache (self). Default: self where no model is named.",
     )
     group.add_argument(
         "--specvlm-retention",

@@ -17,6 +17,8 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.draft.pace import CostModelPolicy, pace_of
+from specvlm_sglang.draft.self_draft import SelfDraftWorker
+from specvlm_sglang.draft.self_start import SelfStart
 from specvlm_sglang.draft.start import DraftStart
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
@@ -64,15 +66,21 @@ class SpecVLMWorker(StandaloneWorkerV2):
         rank_zero = get_parallel().tp_rank == 0
         self.observer = Observer(prometheus=server_args.enable_metrics and rank_zero)
         self.phases = PhaseClock(self.device)
-        self._draft_worker = SpecVLMDraftWorker(
-            server_args,
-            gpu_id,
-            nccl_port,
-            target_worker,
-            config=self.config,
-            observer=self.observer,
-            phases=self.phases,
-        )
+        drafts_itself = get_spec().speculative_draft_model_path is None
+        if drafts_itself:
+            self._draft_worker = SelfDraftWorker(
+                server_args, gpu_id, target_worker, observer=self.observer, phases=self.phases
+            )
+        else:
+            self._draft_worker = SpecVLMDraftWorker(
+                server_args,
+                gpu_id,
+                nccl_port,
+                target_worker,
+                config=self.config,
+                observer=self.observer,
+                phases=self.phases,
+            )
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.pace: CostModelPolicy | None = None
         self.adaptive_controller = None
@@ -82,7 +90,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
             self.adaptive_controller = AdaptiveController(self, self.pace)
         self.scorer = Scorer(target_worker.model_runner, self.phases, self.device)
         chooser = Chooser(self.scorer, self.phases, self.device)
-        self._start = DraftStart(self._draft_worker, chooser, self.observer)
+        start = SelfStart if drafts_itself else DraftStart
+        self._start = start(self._draft_worker, chooser, self.observer)
         scheduler_hooks.install(self)
         self.auditor = Auditor(self.config.audit, self.observer)
         if self.config.audit > 0:
@@ -149,18 +158,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
 
     def state(self) -> dict[str, Any]:
         """What ``/server_info`` shows of SPECVLM."""
-        kv = self._draft_worker.kv
         return {
             **self.observer.totals.as_dict(),
             "retention": self.config.retention,
             "policy": self.config.policy,
             "draft_video_tokens": self.config.draft_video_tokens,
-            "draft_kv_tokens": kv.capacity,
-            "draft_kv_tokens_in_use": kv.slots_in_use,
-            "draft_kv_tokens_free": kv.slots_free,
-            "draft_kv_tokens_cached": kv.prefixes.unused,
-            "draft_prefix_hits": kv.prefixes.hits,
-            "target_kv_tokens": kv.dense_capacity,
+            **self._draft_worker.state(),
             "skipped_attention_layers": sorted(self.scorer.running.skipped_layers),
             "phases": self.phases.as_dict(),
             "pace": None if self.pace is None else self.pace.state(),

@@ -191,9 +191,50 @@ def test_features_that_were_switched_off_explicitly_are_no_reason_to_refuse(
     assert resolving_view(arguments).speculative_num_draft_tokens == 4
 
 
-def test_a_target_without_a_draft_is_refused(vl_target: Path) -> None:
+@pytest.mark.parametrize("draft", [None, "self"])
+def test_a_target_without_a_draft_model_drafts_for_itself(
+    pair: list[str], draft: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECVLM_DRAFT", draft or "")
+    resolved = resolve(*pair[:4])
+    assert resolved.speculative_draft_model_path is None
+    assert tuple(getattr(resolved, name) for name in TREE_FIELDS) == (3, 1, 4)
+
+
+def test_a_draft_model_and_what_drafts_must_agree(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECVLM_DRAFT", "self")
+    with pytest.raises(ValueError, match="does not work with --specvlm-draft self"):
+        resolve(*pair)
+    monkeypatch.setenv("SPECVLM_DRAFT", "model")
+    resolve(*pair)
     with pytest.raises(ValueError, match="needs a draft model: --speculative-draft-model-path"):
-        resolve("--model-path", str(vl_target), "--speculative-algorithm", NAME)
+        resolve(*pair[:4])
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "named"),
+    [
+        (("--speculative-eagle-topk=4",), {}, "--speculative-eagle-topk=4 does not work"),
+        (("--page-size=16",), {}, "--page-size=16 does not work"),
+        (("--tp-size=2",), {}, "--tp-size=2 does not work"),
+        ((), {"DRAFT_KV_TOKENS": "99"}, "--specvlm-draft-kv-tokens=99 does not work"),
+        ((), {"POLICY": "scope+merge"}, r"--specvlm-policy=scope\+merge does not work"),
+        ((), {"POSITIONS": "contiguous"}, "--specvlm-positions=contiguous does not work"),
+    ],
+)
+def test_what_a_target_that_drafts_for_itself_cannot_do_is_refused_by_flag(
+    pair: list[str],
+    flags: tuple[str, ...],
+    variables: dict[str, str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SPECVLM_{name}", value)
+    with pytest.raises(ValueError, match=named):
+        resolve(*pair[:4], *flags)
 
 
 def test_a_good_pair_resolves_to_a_chain_without_overlap_on_a_cpu(pair: list[str]) -> None:
@@ -279,11 +320,17 @@ def test_adaptive_steps_are_switched_off_for_a_tree(pair: list[str]) -> None:
 
 def test_why_steps_cannot_change_is_said_by_flag() -> None:
     def why(topk: int | None, ranks: int) -> str | None:
-        return why_not_adaptive(SimpleNamespace(speculative_eagle_topk=topk, tp_size=ranks))
+        return why_not_adaptive(
+            SimpleNamespace(
+                speculative_eagle_topk=topk, tp_size=ranks, speculative_draft_model_path="draft"
+            )
+        )
 
     assert why(None, 1) is why(1, 1) is None
     assert "--speculative-eagle-topk=4 asks for a tree" in str(why(4, 1))
     assert "--tp-size=2: each rank would measure other times" in str(why(1, 2))
+    alone = SimpleNamespace(speculative_eagle_topk=1, tp_size=1, speculative_draft_model_path=None)
+    assert "a target that drafts for itself keeps its steps" in str(why_not_adaptive(alone))
 
 
 def test_other_algorithms_keep_sglangs_rules_for_adaptive_steps() -> None:

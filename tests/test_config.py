@@ -26,6 +26,7 @@ FIELDS = (
     "exact_vision",
     "positions",
     "audit",
+    "draft",
 )
 POLICY_FILE = str(Path(__file__).parents[1] / "examples" / "pruning_policy.py")
 VARIABLES = tuple(f"SPECVLM_{name.upper()}" for name in FIELDS)
@@ -72,6 +73,7 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         ("SPECVLM_EXACT_VISION", "Yes", "exact_vision", True),
         ("SPECVLM_EXACT_VISION", "off", "exact_vision", False),
         ("SPECVLM_POSITIONS", "original", "positions", "original"),
+        ("SPECVLM_DRAFT", "self", "draft", "self"),
         ("SPECVLM_AUDIT", "0.01", "audit", 0.01),
         ("SPECVLM_AUDIT", "0", "audit", 0.0),
         ("SPECVLM_AUDIT", "1", "audit", 1.0),
@@ -107,6 +109,7 @@ def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: o
         ("SPECVLM_AUDIT", "-0.1", ["--specvlm-audit=-0.1", "[0, 1]"]),
         ("SPECVLM_AUDIT", "nan", ["--specvlm-audit=nan", "[0, 1]"]),
         ("SPECVLM_AUDIT", "half", ["SPECVLM_AUDIT='half'", "not a number"]),
+        ("SPECVLM_DRAFT", "other", ["--specvlm-draft='other'", "model", "self"]),
         ("SPECVLM_POSITIONS", "own", ["--specvlm-positions='own'", "contiguous", "original"]),
     ],
 )
@@ -136,6 +139,7 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "--specvlm-exact-vision",
         "--specvlm-positions=original",
         "--specvlm-audit=0.25",
+        "--specvlm-draft=model",
     )
     export_flags(arguments)
     assert [os.environ[variable] for variable in VARIABLES] == [
@@ -149,9 +153,10 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "1",
         "original",
         "0.25",
+        "model",
     ]
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 0.5, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25
+        0.2, 0.5, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25, "model"
     )
 
 

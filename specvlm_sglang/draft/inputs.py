@@ -324,7 +324,7 @@ def build_draft_prompt(
         Leave out what stands before this token of the prompt; all after it is kept then.
     """
     device = newest_token.device
-    kept = _kept_positions(prompt, filled, kept_video_indices, device)[begin:]
+    kept = kept_positions(prompt, filled, kept_video_indices, device)[begin:]
     ids = torch.from_numpy(first_ids(req, filled))
     encoded = encode_prompt(req, filled, features, begin) if encoded is None else encoded
     ids[torch.from_numpy(encoded.rows) >= 0] = 0
@@ -400,12 +400,16 @@ def first_ids(req: Any, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.concatenate([prompt, generated])
 
 
-def _kept_positions(
+def kept_positions(
     prompt: VideoLayout,
     filled: int,
     kept_video_indices: torch.Tensor | None,
     device: torch.device,
 ) -> torch.Tensor:
+    """Places of what a draft reads of the first ``filled`` tokens, int64, ascending; no host sync.
+
+    Parameters are those of `build_draft_prompt`.
+    """
     if kept_video_indices is None:
         return torch.arange(filled, device=device)
     text = to_device(torch.from_numpy(prompt.text_positions(filled)), device)

@@ -17,25 +17,21 @@ part follows on the forward stream, before the next thing that is planned there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from specvlm_sglang.copies import LateFlag
 from specvlm_sglang.draft.inputs import DraftPrompt
+from specvlm_sglang.draft.lengths import DraftLengths
 from specvlm_sglang.draft.prefixes import CACHED_SHARE, Prefix, Prefixes, PrefixKey
-from specvlm_sglang.host.batch_view import rows_of
-from specvlm_sglang.host.mrope import MRopeDeltas
 
-COLD = -(2**40)
-"""Offset of a row without draft KV: with any target's length it is below every draft length."""
 GROWTH = 64
 """Slots that a row takes at once where there are plenty: two launches each time that it grows."""
 
 
-class DraftKVCache:
+class DraftKVCache(DraftLengths):
     """Rows, lengths and slots of the draft, freed by SGLang whenever it frees a request's row.
 
     Attached to the target's request table as its auxiliary cache
@@ -61,15 +57,9 @@ class DraftKVCache:
         table = req_to_token_pool.req_to_token
         self.width: int = table.shape[1]
         rows = table.shape[0]
+        super().__init__(rows, table.device, ahead=1)
         self._slots: list[list[torch.Tensor]] = [[] for _ in range(rows)]
         self._allocated = [0] * rows
-        # Host copies decide about slots without waiting for the device.
-        self._warm = [False] * rows
-        self._dropped = [0] * rows
-        self.offsets = torch.full((rows,), COLD, dtype=torch.int64, device=table.device)
-        """Draft length minus target length, per row; `COLD` for rows without draft KV."""
-        self.mrope_deltas = MRopeDeltas(rows, table.device)
-        """What a drafted token's M-RoPE id is above its place in the draft, per row; 0 if cold."""
         self.prefixes = Prefixes(int(CACHED_SHARE * self.capacity))
         """Beginnings of prompts that several rows may read, one after another or together."""
         self._readers: dict[int, Prefix] = {}
@@ -90,14 +80,6 @@ class DraftKVCache:
         """Slots that can be handed out: free, waiting for `settle`, kept for further questions."""
         waiting = sum(len(slots) for slots in self._returned)
         return int(self.allocator.available_size()) + waiting + self.prefixes.unused
-
-    def is_warm(self, row: int) -> bool:
-        """Whether ``row`` holds draft KV."""
-        return self._warm[row]
-
-    def dropped(self, row: int) -> int:
-        """Prompt tokens that ``row``'s draft never saw."""
-        return self._dropped[row]
 
     def admit(
         self,
@@ -135,12 +117,7 @@ class DraftKVCache:
         if not self._grow(row, draft_length):
             self.free(row)
             return False
-        self._dropped[row] = target_length + 1 - draft_length
-        self._warm[row] = True
-        # Ranges of one row: assigning to a single element waits for the device.
-        own = slice(row, row + 1)
-        self.offsets[own] = draft_length - target_length
-        self.mrope_deltas.set(row, mrope_delta + self._dropped[row])
+        self._warm_up(row, target_length + 1 - draft_length, mrope_delta)
         return True
 
     def _read(self, row: int, prefix: Prefix) -> None:
@@ -247,50 +224,6 @@ class DraftKVCache:
         self._allocated[row] = start + missing
         return True
 
-    def lengths(self, rows: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
-        """Return the draft lengths of ``rows``, int64, on the device; 1 for cold rows."""
-        rows = rows.long()
-        return (target_lengths.long() + self.offsets[rows]).clamp(min=1)
-
-    def host_lengths(self, rows: Sequence[int], target_lengths: torch.Tensor) -> torch.Tensor:
-        """Return the same on the host, from host lengths (int64 CPU tensor)."""
-        offsets = [1 - self._dropped[row] for row in rows]
-        lengths = target_lengths.long() + torch.tensor(offsets, dtype=torch.int64)
-        return torch.where(torch.tensor([self._warm[row] for row in rows]), lengths, 1)
-
-    def missing(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the prompt tokens that the draft of each row never saw, int64, on the device."""
-        offsets = self.offsets[rows.long()]
-        return torch.where(offsets > COLD, 1 - offsets, 0)
-
-    @contextmanager
-    def as_seen_by_draft(self, batch: Any) -> Iterator[None]:
-        """Show ``batch`` with the draft's lengths and positions; the target's return at the end.
-
-        Replaces ``seq_lens``, ``seq_lens_cpu``, ``seq_lens_sum`` and the M-RoPE deltas.
-        """
-        saved = {
-            name: getattr(batch, name)
-            for name in (
-                "seq_lens",
-                "seq_lens_cpu",
-                "seq_lens_sum",
-                "out_cache_loc",
-            )
-        }
-        self.settle()
-        rows = rows_of(batch)
-        batch.seq_lens = self.lengths(batch.req_pool_indices, batch.seq_lens)
-        if batch.seq_lens_cpu is not None:
-            batch.seq_lens_cpu = self.host_lengths(rows, batch.seq_lens_cpu)
-            batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
-        try:
-            with self.mrope_deltas.shown_in(batch):
-                yield
-        finally:
-            for name, value in saved.items():
-                setattr(batch, name, value)
-
     # What ReqToTokenPool asks of its auxiliary cache.
 
     def free(self, row: int) -> None:
@@ -303,8 +236,7 @@ class DraftKVCache:
         self._returned += held
         self._slots[row] = []
         self._allocated[row] = 0
-        self._dropped[row] = 0
-        self._warm[row] = False
+        self._cool_down(row)
         self._emptied.add(row)
         if held:
             self.on_freed()
@@ -314,9 +246,7 @@ class DraftKVCache:
         self._return(self._returned)
         self._returned = []
         for row in self._emptied:
-            own = slice(row, row + 1)
-            self.offsets[own] = COLD
-            self.mrope_deltas.set(row, 0)
+            self._settle_cold(row)
             # A cold row reads and writes the dummy slot.
             self.req_to_token_pool.req_to_token[row].zero_()
         self._emptied = set()

@@ -20,10 +20,8 @@ import torch
 from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.runtime_context import get_parallel, get_schedule
-from sglang.srt.speculative.eagle_info import EagleDraftInput
-from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
+from sglang.srt.speculative.eagle_worker_common import prepare_for_draft
 from sglang.srt.speculative.spec_utils import renorm_draft_probs
-from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 from sglang.srt.utils.common import fast_topk
 
 from specvlm_sglang.config import SpecVLMConfig
@@ -37,7 +35,7 @@ from specvlm_sglang.draft.inputs import (
     split_into_passes,
 )
 from specvlm_sglang.draft.kv_cache import DraftKVCache
-from specvlm_sglang.draft.undrafted import Undrafted
+from specvlm_sglang.draft.rounds import DraftRounds
 from specvlm_sglang.draft.vocabulary import limit_drafts, widen_embedding
 from specvlm_sglang.host import batch_view, draft_positions, embedding_override
 from specvlm_sglang.host.ranks import agree, agree_on_room, stop_where_ranks_parted
@@ -48,7 +46,7 @@ from specvlm_sglang.report.phases import PhaseClock
 logger = logging.getLogger(__name__)
 
 
-class SpecVLMDraftWorker(StandaloneDraftWorker):
+class SpecVLMDraftWorker(DraftRounds):
     """SGLang's standalone draft worker on a private, pruned KV cache."""
 
     kv: DraftKVCache
@@ -66,6 +64,7 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         phases: PhaseClock,
     ) -> None:
         super().__init__(server_args, gpu_id, nccl_port, target_worker)
+        self.begin_rounds(observer, phases)
         embedding_override.install()
         model, architectures = self.draft_runner.model, self.draft_runner.model_config.hf_config
         self.family: ModelFamily = family_of(architectures.architectures)
@@ -77,32 +76,12 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             phases=phases,
             width=self.draft_runner.model_config.hf_text_config.hidden_size,
         )
-        self.phases = phases
         self._config = config
-        self._observer = observer
         self.original_positions = config.positions == "original" and not self.family.mrope
         """Number 1-D positions as the full prompt does (``--specvlm-positions original``)."""
         if self.original_positions:
             draft_positions.number_drafted_tokens_as(model, lambda rows: self.kv.missing(rows))
         self._match_vocabulary()
-        self._undrafted_by_steps: dict[int, Undrafted] = {}
-
-    @property
-    def _undrafted(self) -> Undrafted:
-        """What stands for drafts of the steps of this round."""
-        steps = self.speculative_num_steps
-        if steps not in self._undrafted_by_steps:
-            self._undrafted_by_steps[steps] = Undrafted(
-                topk=self.topk,
-                steps=steps,
-                nodes=self.speculative_num_draft_tokens,
-                device=self.device,
-            )
-        return self._undrafted_by_steps[steps]
-
-    def note_kv(self) -> None:
-        """Tell the metrics how full the draft's KV cache is."""
-        self._observer.draft_kv(self.kv.slots_in_use, self.kv.capacity)
 
     def _match_vocabulary(self) -> None:
         size = self.target_worker.model_runner.model_config.vocab_size
@@ -212,17 +191,6 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
             stop_where_ranks_parted(self.device)
         return agreed
 
-    def undrafted(self, newest_tokens: torch.Tensor) -> EagleDraftInput:
-        """What a prefill hands on, ``[batch]`` newest tokens and no drafts.
-
-        Drafts are proposed when they begin, at the head of a round.
-        """
-        drafted = EagleDraftInput(
-            bonus_tokens=newest_tokens, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
-        )
-        self._undrafted.hand_on(drafted, newest_tokens.shape[0])
-        return drafted
-
     def _pass_tokens(self) -> int:
         schedule = get_schedule()
         chunk: int | None = schedule.chunked_prefill_size
@@ -284,43 +252,6 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
         logits: torch.Tensor = output.next_token_logits
         return logits
 
-    def draft(self, batch: Any, *, with_topology: bool = False) -> Any:
-        """Draft a chain or tree on the draft's lengths; returns the target's verify input."""
-        with self.phases("draft"):
-            return self._draft(batch)
-
-    def _draft(self, batch: Any) -> Any:
-        self.reserve(batch)
-        drafted = None
-        if self.has_drafts(batch):
-            try:
-                drafted = self._draft_tokens(batch)
-            except Exception as error:
-                self._lose_drafts(batch, error)
-        if drafted is None:
-            drafted = self._undrafted.drafts(len(batch.reqs))
-        parents, scores_index, draft_tokens, draft_probs = drafted
-        return build_eagle_verify_input(
-            batch,
-            batch.spec_info,
-            parents,
-            scores_index,
-            draft_tokens,
-            draft_probs,
-            target_worker=self.target_worker,
-            topk=self.topk,
-            num_steps=self.speculative_num_steps,
-            num_draft_tokens=self.speculative_num_draft_tokens,
-            tree_mask_mode=self.tree_mask_mode,
-            device=self.device,
-        )
-
-    def has_drafts(self, batch: Any) -> bool:
-        """Whether a request of the batch has a draft; an idle batch keeps all ranks in step."""
-        return batch.forward_mode.is_idle() or any(
-            self.kv.is_warm(row) for row in batch_view.rows_of(batch)
-        )
-
     def _draft_tokens(self, batch: Any) -> Any:
         draft_input = batch.spec_info
         with self.kv.as_seen_by_draft(batch):
@@ -343,13 +274,17 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                 forward_batch.mark_forward_metadata_ready()
             return self.draft_forward(forward_batch)
 
-    def drop(self, reqs: Sequence[Any]) -> None:
-        """Free the drafts of these requests: they go on without."""
-        for row in (req.kv.req_pool_idx for req in reqs):
-            if self.kv.is_warm(row):
-                logger.info("SPECVLM: a draft that keeps missing was dropped")
-                self.kv.free(row)
-                self._observer.went_cold(1)
+    def state(self) -> dict[str, Any]:
+        """What ``/server_info`` shows of the draft's KV cache."""
+        return {
+            "draft": "model",
+            "draft_kv_tokens": self.kv.capacity,
+            "draft_kv_tokens_in_use": self.kv.slots_in_use,
+            "draft_kv_tokens_free": self.kv.slots_free,
+            "draft_kv_tokens_cached": self.kv.prefixes.unused,
+            "draft_prefix_hits": self.kv.prefixes.hits,
+            "target_kv_tokens": self.kv.dense_capacity,
+        }
 
     def rests(self, batch: Any) -> bool:
         """Whether the draft sees nothing of this round and catches up later.
@@ -396,19 +331,3 @@ class SpecVLMDraftWorker(StandaloneDraftWorker):
                     batch.device,
                 )
             super()._draft_extend_for_decode(batch, batch_result, kv_loc_plan=None)
-
-    def _lose_drafts(self, batch: Any, error: Exception) -> None:
-        """A round's pass of the draft failed: its requests go on without.
-
-        Raises
-        ------
-        Exception
-            ``error``, with tensor parallelism: the other ranks have gone on with their drafts.
-        """
-        if get_parallel().tp_size > 1:
-            raise error
-        warm = [row for row in batch_view.rows_of(batch) if self.kv.is_warm(row)]
-        logger.warning("SPECVLM: %d requests lost their drafts: %r", len(warm), error)
-        for row in warm:
-            self.kv.free(row)
-        self._observer.went_cold(len(warm))

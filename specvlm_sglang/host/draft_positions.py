@@ -8,7 +8,8 @@ of its KV cache, so only what the model itself is given may be corrected.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,3 +47,17 @@ def number_drafted_tokens_as(model: Any, missing: Callable[[torch.Tensor], torch
         return forward(input_ids, positions, forward_batch, **options)
 
     model.forward = forward_later
+
+
+@contextmanager
+def numbered_as(model: Any, missing: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The same within this context alone: ``model`` does other things than drafting too."""
+    held = vars(model).get("forward")
+    number_drafted_tokens_as(model, missing)
+    try:
+        yield
+    finally:
+        if held is None:
+            del model.forward
+        else:
+            model.forward = held

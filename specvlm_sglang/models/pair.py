@@ -1,4 +1,4 @@
-"""Whether a draft model can draft for a target: checked at start, before weights are loaded."""
+"""Whether a model can draft for a target, or for itself: checked before weights are loaded."""
 
 from __future__ import annotations
 
@@ -83,6 +83,27 @@ def check_pair(
     for name in (*_TILING, *_TOKEN_IDS):
         _same(name, configs[0], configs[1], target, draft)
     _check_vocabulary(tokenizer or target, draft, trust_remote_code)
+
+
+def check_self(
+    target: str, *, trust_remote_code: bool = False, positions: str | None = None
+) -> None:
+    """Raise unless ``target`` can draft for itself; parameters are those of `check_pair`.
+
+    Raises
+    ------
+    ValueError
+        A family that is not served, or positions that its keys do not have; the message names it.
+    """
+    family = _family_at(target)
+    reason = family.refusal(read_config(target, trust_remote_code=trust_remote_code))
+    if reason is not None:
+        raise ValueError(f"SPECVLM does not serve {target}: {reason}")
+    if positions == "contiguous":
+        raise ValueError(
+            "--specvlm-positions=contiguous does not work with --specvlm-draft self: the target's "
+            "keys have the positions of the full prompt"
+        )
 
 
 def _check_heads(config: Any, draft: str, tp_size: int) -> None:

@@ -40,7 +40,7 @@ def common_arguments(
 
 
 def specvlm_arguments(
-    draft: str | Path,
+    draft: str | Path | None,
     *,
     steps: int | None = None,
     branches: int | None = None,
@@ -54,7 +54,7 @@ def specvlm_arguments(
     Parameters
     ----------
     draft
-        Draft model.
+        Draft model; None: the target drafts for itself.
     steps
         Draft tokens of a chain, or depth of a tree.
     branches, verified
@@ -70,6 +70,7 @@ def specvlm_arguments(
         {
             "--speculative-algorithm": "SPECVLM",
             "--speculative-draft-model-path": draft,
+            "--specvlm-draft": "self" if draft is None else None,
             "--speculative-num-steps": steps,
             "--speculative-eagle-topk": branches,
             "--speculative-num-draft-tokens": verified,

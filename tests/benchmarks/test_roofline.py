@@ -82,6 +82,17 @@ def test_the_markdown_says_computed_and_shows_every_row_with_its_residual():
     assert widths == {text.splitlines()[text.splitlines().index(lines[0]) - 1].count("|")}
 
 
+def test_a_target_that_drafts_for_itself_pays_the_more_the_more_of_a_step_is_its_cache():
+    rows = [row for row in record([1])["self_predictions"] if row["target"] == "qwen2.5-vl-32b"]
+    by_share = sorted(rows, key=lambda row: row["kv_share"])
+    costs = [row["break_even_accept_length"] for row in by_share]
+    assert costs == sorted(costs, reverse=True)
+    # A step that is nearly all weights costs a draft step nearly whole, and nothing is won.
+    assert by_share[0]["highest_speedup"] < 1.05
+    assert by_share[-1]["highest_speedup"] > 1.5
+    assert "| qwen2.5-vl-32b | H100 | 25,088 | 16 |" in markdown(record([1]), SHOWN)
+
+
 def test_a_run_writes_json_markdown_and_a_picture(tmp_path):
     assert main(["--out", str(tmp_path), "--batch", "1"]) == 0
     found = json.loads((tmp_path / "roofline.json").read_text())

@@ -16,7 +16,8 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
-from specvlm_sglang.draft.kv_cache import COLD, GROWTH, DraftKVCache
+from specvlm_sglang.draft.kv_cache import GROWTH, DraftKVCache
+from specvlm_sglang.draft.lengths import COLD
 
 WIDTH = 96
 PAGE_SIZES = [1, 16]

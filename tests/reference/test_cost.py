@@ -22,6 +22,7 @@ from reference.cost import (
     verify,
     vision_encode,
     what_would_pruning_buy,
+    what_would_self_drafting_buy,
 )
 
 H100 = Hardware(bytes_per_second=3.35e12, flops_per_second=9.89e14, name="H100 SXM, bf16 dense")
@@ -337,3 +338,27 @@ def test_bad_questions_name_the_argument_its_value_and_its_range(changes, messag
 def test_bad_dimensions_name_the_argument_its_value_and_its_range(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_self_drafting_of_tiny_is_what_its_bytes_say():
+    slow = Hardware(bytes_per_second=1.0, flops_per_second=1e30)
+    found = what_would_self_drafting_buy(TINY, slow, 100, 4, 0.1, 3, batch=2, new_tokens=1)
+    plain = verify(TINY, 1, 104, 2).bytes
+    draft = draft_step(TINY, 14, batch=2).bytes
+    whole = 3 * draft + verify(TINY, 4, 104, 2).bytes
+    assert found.draft_over_plain == pytest.approx(draft / plain)
+    assert found.break_even_accept_length == pytest.approx(whole / plain)
+    assert found.highest_speedup == pytest.approx(4 * plain / whole)
+    assert found.kv_share == pytest.approx(2 * 106 * TINY.kv_bytes_per_token / plain)
+
+
+def test_self_drafting_that_prunes_nothing_wins_nothing():
+    model = published_model("qwen2.5-vl-32b")
+    found = what_would_self_drafting_buy(model, H100, 25_000, 64, 1.0, 3, batch=16)
+    assert found.draft_over_plain == pytest.approx(1.0)
+    assert found.highest_speedup == pytest.approx(1.0, abs=0.01)
+
+
+def test_self_drafting_that_needs_no_drafts_is_refused():
+    with pytest.raises(ValueError, match="draft_steps"):
+        what_would_self_drafting_buy(TINY, H100, 100, 4, 0.1, 0)

@@ -31,7 +31,7 @@ from specvlm_sglang.tools.chat import data_url
 from specvlm_sglang.tools.client import ask as ask_natively
 from specvlm_sglang.tools.launch import specvlm_arguments
 from specvlm_sglang.tools.visualize.run import ask_for_page
-from tests.serving.specvlm import CHAIN, TREE, meta, report, state
+from tests.serving.specvlm import CHAIN, TREE, meta, report, settled, state
 from tests.support import clips, probe
 from tests.support.families import FAMILIES, Family
 from tests.support.family_hf import Reference
@@ -431,6 +431,26 @@ def test_draft_logits_equal_transformers_with_the_targets_weights_and_the_full_p
         for case in cases.values()
     )
     assert rounds >= 2 * len(cases)
+
+
+@pytest.mark.slow
+def test_a_target_that_drafts_for_itself_gives_its_own_tokens_and_is_always_right_about_them(
+    serve: Any, pair: Pair, cases: dict[str, Case]
+) -> None:
+    """Under an audit, whose replays number their tokens as the target does."""
+    arguments = (*FLOAT32, *CHUNKS, *specvlm_arguments(None), *CHAIN, "--specvlm-audit", "1")
+    server = serve(pair.target, *arguments)
+    jobs: list[Job] = [
+        (case, {"retention": retention}) for retention, case in product((0.1, 1.0), cases.values())
+    ]
+    answers = ask_all(server, jobs, at_once=4)
+    assert_own_tokens(jobs, answers)
+    for (case, options), answer in zip(jobs, answers, strict=True):
+        assert report(answer)["cold"] is None
+        histogram = meta(answer)["spec_correct_drafts_histogram"]
+        if options["retention"] == 1.0 or not case.video_tokens:
+            assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
+    assert settled(server)["mismatches"] == 0
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from transformers import AutoConfig
 from reference.selection import select_video_tokens
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.tools.launch import specvlm_arguments
-from tests.serving.specvlm import CHAIN, meta, report, state
+from tests.serving.specvlm import CHAIN, meta, report, settled, state
 from tests.support import checkpoints, clips, llava_hf, probe
 from tests.support.frames import write_lossless, write_pictures
 from tests.support.llava_checkpoints import DRAFT_TOWER, llava_onevision
@@ -451,6 +451,26 @@ def test_pictures_and_placeholders_that_do_not_match_are_a_400(
     found = server.generate("<image>What is it?", request={"image_data": [image]})
     assert found["meta_info"]["prompt_tokens"] > 100
     assert ask(server, cases["image"]).output_ids == cases["image"].expected
+
+
+@pytest.mark.slow
+def test_a_target_that_drafts_for_itself_numbers_its_drafts_as_the_full_prompt_does(
+    serve: Any, target: Path, cases: dict[str, Case]
+) -> None:
+    """Under an audit, whose replays decode with the same model and are numbered as always."""
+    arguments = (*specvlm_arguments(None), *CHAIN, "--specvlm-audit", "1")
+    server = serve(target, "--dtype", "float32", "--chunked-prefill-size", "13", *arguments)
+    jobs = [
+        (case, {"retention": retention}) for retention, case in product((0.1, 1.0), cases.values())
+    ]
+    answers = ask_all(server, jobs, at_once=4)
+    assert_own_tokens(jobs, answers)
+    for (case, options), answer in zip(jobs, answers, strict=True):
+        assert report(answer)["cold"] is None
+        histogram = meta(answer)["spec_correct_drafts_histogram"]
+        if options["retention"] == 1.0 or not case.video_tokens:
+            assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
+    assert settled(server)["mismatches"] == 0
 
 
 @pytest.mark.slow

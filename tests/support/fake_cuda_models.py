@@ -38,7 +38,8 @@ class Case:
     Attributes
     ----------
     target, draft
-        Checkpoints; only their configurations are read.
+        Checkpoints; only their configurations are read. Without a draft the target drafts for
+        itself.
     backend
         ``--attention-backend``.
     topk
@@ -54,7 +55,7 @@ class Case:
     """
 
     target: str
-    draft: str
+    draft: str | None
     backend: str
     topk: int = 1
     page: int = 1

@@ -148,7 +148,11 @@ class Server:
         worker.init_attention_backends()
         draft = worker._draft_worker
         draft.cuda_graph_runner = draft.cuda_graph_runner_for_draft_extend = None
-        draft.draft_runner.attn_backend.forward_extend = lambda *_, **__: None
+        if self.case.draft is None:
+            # A copy of the target's, which notes what it does for itself.
+            draft.draft_runner.passes, draft.draft_runner.read = [], set()
+        else:
+            draft.draft_runner.attn_backend.forward_extend = lambda *_, **__: None
         self.futures = FutureMap(
             "cuda",
             runner.spec_algorithm,
@@ -348,6 +352,7 @@ class Server:
             "offsets": kv.offsets,
             "draft M-RoPE": kv.mrope_deltas.table,
             "draft table": kv.req_to_token_pool.req_to_token,
+            "draft columns": getattr(kv, "_columns", kv.offsets),
             "draft keys": self.draft.draft_runner.token_to_kv_pool.get_key_buffer(0),
             "draft embedding": self.draft.draft_runner.model.embedding.weight,
             "target M-RoPE": worker.mrope_deltas.table,
@@ -402,13 +407,14 @@ def _arguments(case: Case) -> Any:
     line = {
         "--model-path": case.target,
         "--speculative-algorithm": "SPECVLM",
-        "--speculative-draft-model-path": case.draft,
         "--attention-backend": case.backend,
         "--dtype": "bfloat16",
         "--page-size": str(case.page),
         "--speculative-num-steps": "3",
         "--speculative-eagle-topk": str(case.topk),
     }
+    if case.draft is not None:
+        line["--speculative-draft-model-path"] = case.draft
     arguments = prepare_server_args([part for pair in line.items() for part in pair])
     arguments.resolve_once()
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))

@@ -57,6 +57,14 @@ def test_sglangs_parser_reads_back_what_was_given() -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+def test_without_a_draft_model_the_target_drafts_for_itself() -> None:
+    assert launch.specvlm_arguments(None, steps=4) == (
+        *("--speculative-algorithm", NAME),
+        *("--specvlm-draft", "self"),
+        *("--speculative-num-steps", "4"),
+    )
+
+
 def test_what_is_not_given_keeps_the_servers_default() -> None:
     assert launch.specvlm_arguments("D") == (
         *("--speculative-algorithm", NAME),

@@ -249,6 +249,46 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             ("state",),
         ),
     ),
+    "self draft": (
+        Symbol("sglang.srt.speculative.base_spec_worker:EagleDraftWorkerBase"),
+        Symbol(
+            "sglang.srt.speculative.base_spec_worker:"
+            "EagleDraftWorkerBase._rebuild_topk1_chain_buffers"
+        ),
+        Symbol("sglang.srt.configs.draft_parallel:DraftParallelSpec", ("tp_execution",)),
+        Symbol("sglang.srt.configs.draft_parallel:DraftTPExecution.TARGET_LAYOUT"),
+        Symbol(
+            "sglang.srt.speculative.draft_parallel:resolve_draft_parallel_layout", ("model_spec",)
+        ),
+        Symbol(
+            "sglang.srt.speculative.draft_utils:DraftBackendFactory",
+            ("draft_model_runner", "topk", "speculative_num_steps"),
+        ),
+        Symbol("sglang.srt.speculative.draft_utils:DraftBackendFactory.create_decode_backend"),
+        Symbol("sglang.srt.speculative.eagle_info:EagleDraftInput.topk_index"),
+        Symbol("sglang.srt.speculative.eagle_utils:default_tree_mask_mode"),
+        Symbol(
+            "sglang.srt.speculative.eagle_utils:per_step_draft_out_cache_loc",
+            ("out_cache_loc", "batch_size", "topk", "num_steps"),
+        ),
+        Symbol("sglang.srt.model_executor.forward_context:ForwardContext", ("attn_backend",)),
+        Symbol(
+            "sglang.srt.model_executor.forward_context:forward_context", ("ctx", "forward_batch")
+        ),
+        *fields(f"{_FORWARD}:ForwardBatch", "input_ids", "out_cache_loc", "positions"),
+        *fields(f"{_FORWARD}:ForwardBatch", "spec_info", "mrope_positions"),
+        Symbol(f"{_FORWARD}:ForwardBatch.mark_forward_metadata_ready"),
+        # What a second view of the target's runner has of its own.
+        *fields(
+            "sglang.srt.model_executor.model_runner:ModelRunner",
+            "decode_cuda_graph_runner",
+            "eager_runner",
+            "is_draft_worker",
+            "prefill_cuda_graph_runner",
+            "req_to_token_pool",
+        ),
+        *fields("sglang.srt.mem_cache.memory_pool:ReqToTokenPool", "req_to_token"),
+    ),
     "prefill only": (
         Symbol(f"{_SCHEDULE}:Req.is_prefill_only"),
         Symbol(f"{_SCHEDULE}:ScheduleBatch.is_prefill_only"),
