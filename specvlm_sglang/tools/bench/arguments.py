@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--configurations",
         nargs="+",
         metavar="NAME",
-        help="instead of each workload's own: plain, unpruned[-tree], "
-        "POLICY-RETENTION[-pTOP_P][-tree]",
+        help="instead of each workload's own: plain, ngram, unpruned[-tree], "
+        "POLICY-RETENTION[-pTOP_P][-tree|-self]",
     )
     add("--rounds", type=int, help="instead of each workload's own number")
     add("--target", help="your target model; default: the shipped one, enlarged")

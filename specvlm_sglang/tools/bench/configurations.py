@@ -13,6 +13,10 @@ from specvlm_sglang.tools.errors import ToolError
 PLAIN = "plain"
 UNPRUNED = "unpruned"
 CHAIN, TREE = "chain", "tree"
+SELF = "self"
+"""A server whose target drafts chains for itself."""
+NGRAM = "ngram"
+"""SGLang's own: chains of tokens that followed the same words before, without a draft model."""
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
 MAIN = "specvlm-0.1"
 """The configuration that the bars are about."""
@@ -29,9 +33,9 @@ class Configuration:
     name
         As given to ``--configurations``.
     server
-        Which server answers: ``plain``, ``chain`` or ``tree``.
+        Which server answers: ``plain``, ``ngram``, ``chain``, ``tree`` or ``self``.
     retention, policy
-        What each request asks of a SPECVLM server; None for plain decoding.
+        What each request asks of a SPECVLM server; None for the first two.
     top_p
         The same, where it is not the server's.
     """
@@ -44,7 +48,7 @@ class Configuration:
 
     @property
     def custom_params(self) -> dict[str, Any] | None:
-        """SGLang's request field that sets the three; None for plain decoding."""
+        """SGLang's request field that sets the three; None where the server is not SPECVLM's."""
         if self.policy is None:
             return None
         given = {"retention": self.retention, "policy": self.policy, "top_p": self.top_p}
@@ -56,17 +60,19 @@ def _pruned(
 ) -> Configuration:
     name = f"{policy}-{retention:g}"
     name += "" if top_p is None else f"-p{top_p:g}"
-    return Configuration(name + ("-tree" if shape == TREE else ""), shape, retention, policy, top_p)
+    name += "" if shape == CHAIN else f"-{shape}"
+    return Configuration(name, shape, retention, policy, top_p)
 
 
 REGISTRY: dict[str, Configuration] = {
     configuration.name: configuration
     for configuration in (
         Configuration(PLAIN, PLAIN),
+        Configuration(NGRAM, NGRAM),
         Configuration(UNPRUNED, CHAIN, 1.0, "specvlm"),
         *(_pruned(retention) for retention in RETENTIONS),
         Configuration(f"{UNPRUNED}-tree", TREE, 1.0, "specvlm"),
-        *(_pruned(retention, shape=TREE) for retention in RETENTIONS),
+        *(_pruned(retention, shape=shape) for shape in (TREE, SELF) for retention in RETENTIONS),
         *(_pruned(retention, top_p=0.4) for retention in RETENTIONS),
         *(
             _pruned(retention, policy)
@@ -80,7 +86,7 @@ REGISTRY: dict[str, Configuration] = {
 
 
 def configuration(name: str) -> Configuration:
-    """The configuration ``name``: of the registry, or ``POLICY-RETENTION[-pTOP_P][-tree]``.
+    """The configuration ``name``: of the registry, or ``POLICY-RETENTION[-pTOP_P][-tree|-self]``.
 
     Raises
     ------
@@ -89,9 +95,10 @@ def configuration(name: str) -> Configuration:
     """
     if name in REGISTRY:
         return REGISTRY[name]
-    shape = TREE if name.endswith("-tree") else CHAIN
+    last = name.rpartition("-")[2]
+    shape = last if last in (TREE, SELF) else CHAIN
     try:
-        found = re.fullmatch(r"(.+?)-([\d.]+)(?:-p([\d.]+))?", name.removesuffix("-tree"))
+        found = re.fullmatch(r"(.+?)-([\d.]+)(?:-p([\d.]+))?", name.removesuffix(f"-{shape}"))
         if found is None:
             raise ValueError("no such form")
         policy, share = found[1], float(found[2])
@@ -101,7 +108,7 @@ def configuration(name: str) -> Configuration:
         check_share(0 if top_p is None else top_p, "top_p")
     except ValueError as error:
         raise ToolError(
-            f"--configurations {name!r} must be one of {PLAIN}, {UNPRUNED}, {UNPRUNED}-tree or "
-            f"POLICY-RETENTION[-pTOP_P][-tree], such as {MAIN} ({error})"
+            f"--configurations {name!r} must be one of {PLAIN}, {NGRAM}, {UNPRUNED}, "
+            f"{UNPRUNED}-tree or POLICY-RETENTION[-pTOP_P][-tree|-self], such as {MAIN} ({error})"
         ) from None
     return _pruned(share, policy, shape, top_p)

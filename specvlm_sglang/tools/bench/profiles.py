@@ -16,8 +16,8 @@ PROFILES: dict[str, dict[str, Any]] = {
     "deciding": {
         "workloads": ("2k-short", "2k-128", "2k", "2k-x4", "2k-x8", "8k", "16k"),
         "configurations": [
-            *("plain", "unpruned", "specvlm-0.1"),
-            *("unpruned-tree", "specvlm-0.1-tree"),
+            *("plain", "ngram", "unpruned", "specvlm-0.25", "specvlm-0.1", "specvlm-0.05"),
+            *("specvlm-spread-0.1", "unpruned-tree", "specvlm-0.1-tree"),
         ],
         "rounds": 5,
         "parameters": 500_000_000,

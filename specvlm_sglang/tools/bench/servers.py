@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from specvlm_sglang.tools.bench.configurations import CHAIN, PLAIN, TREE
+from specvlm_sglang.tools.bench.configurations import NGRAM, PLAIN, SELF, TREE
 from specvlm_sglang.tools.bench.environment import nvidia_smi
 from specvlm_sglang.tools.launch import common_arguments, specvlm_arguments
 from specvlm_sglang.tools.needs import weight_bytes
@@ -30,7 +30,7 @@ def launch_arguments(
     exact_vision: bool,
     more: Sequence[str],
 ) -> tuple[str, ...]:
-    """Arguments of the server ``plain``, ``chain`` or ``tree``.
+    """Arguments of the server ``plain``, ``ngram``, ``chain``, ``tree`` or ``self``.
 
     Parameters
     ----------
@@ -46,9 +46,11 @@ def launch_arguments(
     common = common_arguments(dtype, mm_config=mm_config, exact_vision=exact_vision)
     if server == PLAIN:
         return (*common, *more)
-    depth, branches, verified = {CHAIN: (steps, 1, steps + 1), TREE: tree}[server]
+    if server == NGRAM:
+        return (*common, *more, "--speculative-algorithm", "NGRAM")
+    depth, branches, verified = tree if server == TREE else (steps, 1, steps + 1)
     specvlm = specvlm_arguments(
-        draft,
+        None if server == SELF else draft,
         steps=depth,
         branches=branches,
         verified=verified,

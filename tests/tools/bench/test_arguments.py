@@ -126,7 +126,7 @@ def test_plain_decoding_lives_beside_as_many_servers_as_fit() -> None:
 
 
 def test_servers_differ_only_in_how_they_decode() -> None:
-    plain, chain, tree = (
+    plain, chain, tree, ngram, itself = (
         launch_arguments(
             server,
             draft="D",
@@ -138,15 +138,35 @@ def test_servers_differ_only_in_how_they_decode() -> None:
             exact_vision=True,
             more=["--tp-size", "2"],
         )
-        for server in ("plain", "chain", "tree")
+        for server in ("plain", "chain", "tree", "ngram", "self")
     )
-    assert chain[: len(plain)] == tree[: len(plain)] == plain
+    assert {one[: len(plain)] for one in (chain, tree, ngram, itself)} == {plain}
     assert "--speculative-algorithm" not in plain
     assert [chain[chain.index(f"--speculative-{n}") + 1] for n in ("num-steps", "eagle-topk")] == [
         "5",
         "1",
     ]
     assert tree[tree.index("--speculative-num-draft-tokens") + 1] == "8"
+    assert ngram[len(plain) :] == ("--speculative-algorithm", "NGRAM")
+    assert "--speculative-draft-model-path" not in itself
+    assert itself[itself.index("--specvlm-draft") + 1] == "self"
+
+
+@pytest.mark.parametrize(
+    ("name", "server", "policy", "retention"),
+    [
+        ("ngram", "ngram", None, None),
+        ("specvlm-0.1-self", "self", "specvlm", 0.1),
+        ("uniform-0.3-self", "self", "uniform", 0.3),
+        ("attention/spread+merge-0.2-p0.4-tree", "tree", "attention/spread+merge", 0.2),
+    ],
+)
+def test_a_configuration_names_who_drafts_and_what_it_reads(
+    name: str, server: str, policy: str | None, retention: float | None
+) -> None:
+    found = configuration(name)
+    assert (found.name, found.server) == (name, server)
+    assert (found.policy, found.retention) == (policy, retention)
 
 
 def test_every_configuration_is_first_in_some_round() -> None:
