@@ -4,8 +4,9 @@
         [--side 224] [--tokens 128] [--rounds 3] [--assistant-tokens 3 5 10] [--dtype bfloat16]
 
 Clips, questions and pair are those of `specvlm bench` (224 pixels: its workload 2k). Each round
-asks about another clip, plainly and with the draft as assistant at each number of drafted tokens, in
-an order that rotates; the assistant sees the whole video. Ratios are taken within a round. Greedy.
+asks about another clip, plainly and with the draft as assistant at each number of drafted tokens,
+in an order that rotates; the assistant sees the whole video. Ratios are taken within a round.
+Greedy.
 """
 
 from __future__ import annotations
