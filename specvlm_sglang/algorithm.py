@@ -238,15 +238,10 @@ def check_draft(path: str | None, draft: str | None) -> None:
 def refuse_drafting_for_itself(server_args: Any, config: SpecVLMConfig) -> None:
     """Raise ``ValueError`` naming what a target that drafts for itself does not work with."""
     given = f"does not work with {NAME} without a draft model (--specvlm-draft self)"
-    topk = server_args.speculative_eagle_topk
-    if topk > 1:
-        raise ValueError(f"--speculative-eagle-topk={topk} {given}: it drafts chains, use 1")
     if (server_args.page_size or 1) > 1:
         raise ValueError(
             f"--page-size={server_args.page_size} {given}: kept tokens lie in no whole pages, use 1"
         )
-    if server_args.tp_size > 1:
-        raise ValueError(f"--tp-size={server_args.tp_size} {given}: it was not tried, use 1")
     setting = config.unfit_for_self()
     if setting is not None:
         flag_and_value, why = setting
@@ -283,8 +278,6 @@ def why_not_adaptive(server_args: Any) -> str | None:
             f"--speculative-eagle-topk={server_args.speculative_eagle_topk} asks for a tree, and "
             "only chains change their length"
         )
-    if server_args.speculative_draft_model_path is None:
-        return "no draft model is named, and a target that drafts for itself keeps its steps"
     if server_args.tp_size > 1:
         return f"--tp-size={server_args.tp_size}: each rank would measure other times"
     return None

@@ -216,9 +216,7 @@ def test_a_draft_model_and_what_drafts_must_agree(
 @pytest.mark.parametrize(
     ("flags", "variables", "named"),
     [
-        (("--speculative-eagle-topk=4",), {}, "--speculative-eagle-topk=4 does not work"),
         (("--page-size=16",), {}, "--page-size=16 does not work"),
-        (("--tp-size=2",), {}, "--tp-size=2 does not work"),
         ((), {"DRAFT_KV_TOKENS": "99"}, "--specvlm-draft-kv-tokens=99 does not work"),
         ((), {"POLICY": "scope+merge"}, r"--specvlm-policy=scope\+merge does not work"),
         ((), {"POSITIONS": "contiguous"}, "--specvlm-positions=contiguous does not work"),
@@ -320,17 +318,11 @@ def test_adaptive_steps_are_switched_off_for_a_tree(pair: list[str]) -> None:
 
 def test_why_steps_cannot_change_is_said_by_flag() -> None:
     def why(topk: int | None, ranks: int) -> str | None:
-        return why_not_adaptive(
-            SimpleNamespace(
-                speculative_eagle_topk=topk, tp_size=ranks, speculative_draft_model_path="draft"
-            )
-        )
+        return why_not_adaptive(SimpleNamespace(speculative_eagle_topk=topk, tp_size=ranks))
 
     assert why(None, 1) is why(1, 1) is None
     assert "--speculative-eagle-topk=4 asks for a tree" in str(why(4, 1))
     assert "--tp-size=2: each rank would measure other times" in str(why(1, 2))
-    alone = SimpleNamespace(speculative_eagle_topk=1, tp_size=1, speculative_draft_model_path=None)
-    assert "a target that drafts for itself keeps its steps" in str(why_not_adaptive(alone))
 
 
 def test_other_algorithms_keep_sglangs_rules_for_adaptive_steps() -> None:

@@ -38,6 +38,7 @@ QUICK = {
     "fa3 for itself": replace(ALONE, policies=UNMIXED),
     "triton for itself": replace(ALONE, backend="triton"),
     "flashinfer for itself": replace(ALONE, backend="flashinfer"),
+    "triton tree for itself": replace(ALONE, backend="triton", topk=4),
 }
 PAGED = {
     f"{backend} {shape} in pages": replace(QWEN, backend=backend, topk=topk, page=16)

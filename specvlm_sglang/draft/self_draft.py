@@ -1,10 +1,10 @@
 """The target drafts for itself, reading the kept columns of its own KV cache.
 
 There is no second model: no weights, no prefill, no KV cache and no pass after verification. A
-round of s steps is s passes of the target over one token a request, on a short request table
-(`KeptColumns`), and the verification as always. The first pass is over the newest token, whose keys
-and values nobody has computed yet: s tokens take s passes, where a draft model needs one fewer and
-a pass over what was verified.
+round of s steps is s passes of the target on a short request table (`KeptColumns`), and the
+verification as always. The first pass is over the newest token, whose keys and values nobody has
+computed yet; those behind it are SGLang's own loop. A draft model needs one pass fewer, and one
+over what was verified.
 
 What drafting writes lies in the slots that the verification of the same round overwrites.
 """
@@ -23,13 +23,11 @@ from sglang.srt.runtime_context import get_device, get_spec
 from sglang.srt.speculative.base_spec_worker import EagleDraftWorkerBase
 from sglang.srt.speculative.draft_parallel import resolve_draft_parallel_layout
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
-from sglang.srt.speculative.eagle_utils import (
-    default_tree_mask_mode,
-    per_step_draft_out_cache_loc,
-)
+from sglang.srt.speculative.eagle_utils import default_tree_mask_mode
 from sglang.srt.speculative.eagle_worker_common import prepare_for_draft
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
-from sglang.srt.speculative.spec_utils import draft_tp_context
+from sglang.srt.speculative.spec_utils import draft_tp_context, renorm_draft_probs
+from sglang.srt.utils.common import fast_topk
 
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.kept_columns import KeptColumns
@@ -43,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class SelfDraftWorker(DraftRounds):
-    """Drafts chains with the target's own model runner."""
+    """Drafts chains and trees with the target's own model runner."""
 
     kv: KeptColumns
 
@@ -73,6 +71,10 @@ class SelfDraftWorker(DraftRounds):
             DraftParallelSpec(tp_execution=DraftTPExecution.TARGET_LAYOUT)
         )
         self.tree_mask_mode = default_tree_mask_mode()
+        # What SGLang's loop asks of a draft of other kinds.
+        self.hot_token_id = None
+        self.index_share_for_mtp_iteration = False
+        self.seed_dsa_topk_from_draft_extend = False
         self.begin_rounds(observer, phases)
         runner = target_worker.model_runner
         config = runner.model_config
@@ -114,11 +116,17 @@ class SelfDraftWorker(DraftRounds):
             self.init_attention_backend()
 
     def init_attention_backend(self) -> None:
-        """One backend a step; SGLang's factory counts the newest token as a step of its own."""
-        factory = DraftBackendFactory(self.draft_runner, self.topk, self.speculative_num_steps + 1)
-        self.draft_attn_backend = factory.create_decode_backend()
-        self.draft_runner.draft_attn_backend = self.draft_attn_backend
-        self.draft_runner.attn_backend = self.target_worker.model_runner.attn_backend
+        """One backend for the pass over the newest token, and those of SGLang's passes behind it.
+
+        SGLang's factory counts the newest token as a step of its own.
+        """
+        runner, steps = self.draft_runner, self.speculative_num_steps
+        self._first = DraftBackendFactory(runner, 1, 2).create_decode_backend()
+        self.draft_attn_backend = DraftBackendFactory(
+            runner, self.topk, steps
+        ).create_decode_backend()
+        runner.draft_attn_backend = self.draft_attn_backend
+        runner.attn_backend = self.target_worker.model_runner.attn_backend
         self.draft_extend_attn_backend = None
         self.tree_mask_mode = default_tree_mask_mode()
 
@@ -151,25 +159,52 @@ class SelfDraftWorker(DraftRounds):
         return False
 
     def _draft_tokens(self, batch: Any) -> Any:
-        draft_input = batch.spec_info
-        draft_input.topk_index = draft_input.bonus_tokens.long()[:, None]
         self.kv.follow(batch)
         with self.kv.as_seen_by_draft(batch), self._numbered():
-            forward_batch, _, _ = prepare_for_draft(
-                draft_input,
-                self.kv.req_to_token_pool,
-                batch,
-                None,
-                self.draft_runner,
-                self.topk,
-                self.speculative_num_steps,
-                # Columns of this table are not those of the verification's.
-                target_translator=None,
-                num_draft_tokens=self.speculative_num_draft_tokens,
-            )
-            self.draft_attn_backend.init_forward_metadata(forward_batch)
-            forward_batch.mark_forward_metadata_ready()
+            self._pass_over_newest(batch)
+            batch.seq_lens = batch.seq_lens + 1
+            if batch.seq_lens_cpu is not None:
+                batch.seq_lens_cpu = batch.seq_lens_cpu + 1
+                batch.seq_lens_sum = int(batch.seq_lens_cpu.sum())
+            forward_batch = self._prepared(batch, self.topk, self.speculative_num_steps)
+            if self.speculative_num_steps > 1:
+                self.draft_attn_backend.init_forward_metadata(forward_batch)
+                forward_batch.mark_forward_metadata_ready()
             return self.draft_forward(forward_batch)
+
+    def _pass_over_newest(self, batch: Any) -> None:
+        """Draft the first tokens; they go where SGLang's loop looks for them."""
+        draft_input = batch.spec_info
+        forward_batch = self._prepared(batch, 1, 1)
+        forward_batch.input_ids = draft_input.bonus_tokens.long()
+        self._first.init_forward_metadata(forward_batch)
+        forward_batch.mark_forward_metadata_ready()
+        context = ForwardContext(attn_backend=self._first.attn_backends[0])
+        with forward_context(context, forward_batch=forward_batch):
+            output = self.draft_runner.forward(forward_batch).logits_output
+        logits = output.next_token_logits
+        if self.topk == 1:
+            draft_input.topk_index = torch.argmax(logits, dim=-1, keepdim=True)
+            draft_input.topk_p = torch.ones_like(draft_input.topk_index, dtype=torch.float32)
+            return
+        probabilities = renorm_draft_probs(logits, batch.sampling_info, False)
+        draft_input.topk_p, draft_input.topk_index = fast_topk(probabilities, self.topk, dim=-1)
+
+    def _prepared(self, batch: Any, topk: int, steps: int) -> Any:
+        """A draft's forward batch, on the short table."""
+        forward_batch, _, _ = prepare_for_draft(
+            batch.spec_info,
+            self.kv.req_to_token_pool,
+            batch,
+            None,
+            self.draft_runner,
+            topk,
+            steps,
+            # Columns of this table are not those of the verification's.
+            target_translator=None,
+            num_draft_tokens=self.speculative_num_draft_tokens,
+        )
+        return forward_batch
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:
@@ -179,28 +214,6 @@ class SelfDraftWorker(DraftRounds):
             return
         with draft_positions.numbered_as(self.draft_runner.model, self.kv.missing):
             yield
-
-    def draft_forward(self, forward_batch: Any) -> Any:
-        """Draft a chain after ``spec_info.topk_index``, the newest tokens ``[batch, 1]``."""
-        newest = forward_batch.spec_info.topk_index
-        size, steps = newest.shape[0], self.speculative_num_steps
-        slots = per_step_draft_out_cache_loc(forward_batch.out_cache_loc, size, 1, steps)
-        drafted = []
-        for step, backend in enumerate(self.draft_attn_backend.attn_backends):
-            if step:
-                forward_batch.positions.add_(1)
-                if self.family.mrope:
-                    forward_batch.mrope_positions.add_(1)
-            forward_batch.input_ids = newest.flatten()
-            forward_batch.out_cache_loc = slots[step]
-            with forward_context(ForwardContext(attn_backend=backend), forward_batch=forward_batch):
-                output = self.draft_runner.forward(forward_batch).logits_output
-            newest = torch.argmax(output.next_token_logits, dim=-1, keepdim=True)
-            drafted.append(newest)
-        parents, indices = self._topk1_parents_prealloc, self._topk1_score_indices_prealloc
-        assert parents is not None
-        assert indices is not None
-        return parents[:size], indices[:size], torch.cat(drafted, dim=1), None
 
     def _draft_extend_for_decode(
         self, batch: Any, batch_result: Any, *, kv_loc_plan: Any = None

@@ -20,6 +20,7 @@ def drafting_copy(runner: Any, req_to_token_pool: Any) -> Any:
     drafting.req_to_token_pool = req_to_token_pool
     # What the target's passes note of experts and canaries is not noted twice.
     drafting.is_draft_worker = True
+    drafting.canary_manager = None
     # The target's graphs verify; what drafts has graphs of its own.
     drafting.decode_cuda_graph_runner = None
     drafting.prefill_cuda_graph_runner = None

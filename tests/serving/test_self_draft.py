@@ -19,7 +19,17 @@ from specvlm_sglang.pruning.registry import find_policy, shipped_policies
 from specvlm_sglang.tools.launch import specvlm_arguments
 from specvlm_sglang.tools.soak.health import when_idle
 from tests.serving import specvlm
-from tests.serving.specvlm import CHAIN, FLOAT32, ask, ask_all, chat_prompt, meta, report, state
+from tests.serving.specvlm import (
+    CHAIN,
+    FLOAT32,
+    TREE,
+    ask,
+    ask_all,
+    chat_prompt,
+    meta,
+    report,
+    state,
+)
 from tests.support.server import Server
 
 pytestmark = pytest.mark.serving
@@ -213,6 +223,34 @@ def test_it_takes_the_memory_of_plain_serving(
     assert (found["draft"], found["draft_kv_tokens"]) == ("self", 0)
     assert found["phases"]["draft_prefill"]["calls"] == 0
     assert found["phases"]["draft_extend"]["calls"] == 0
+
+
+OTHERS = {
+    "tree": TREE,
+    "one step": ("--speculative-num-steps", "1"),
+    "two ranks": (*CHAIN, "--tp-size", "2"),
+    "steps that pay": (*CHAIN, "--speculative-adaptive"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", OTHERS)
+def test_other_shapes_and_ranks_give_the_targets_own_tokens(
+    serve: Any, vl_target: Path, cases: list[specvlm.Case], shape: str
+) -> None:
+    server = serve(vl_target, *FLOAT32, *CHUNKS, *specvlm_arguments(None), *OTHERS[shape])
+    jobs = [(case, {"retention": share}) for share, case in product((0.25, 1.0), cases)]
+    for at_once in (1, 8):
+        answers = ask_all(server, jobs, at_once=at_once)
+        for (case, chosen), answer in zip(jobs, answers, strict=True):
+            assert tuple(answer.output_ids) == case.expected, (chosen, case.messages)
+            assert report(answer)["cold"] is None
+            histogram = meta(answer)["spec_correct_drafts_histogram"]
+            if chosen["retention"] == 1.0 and shape != "steps that pay":
+                assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
+    assert used_tokens(server) == 0
+    if shape == "steps that pay":
+        assert {"0", "3"} <= set(state(server)["pace"]["round_seconds"])
 
 
 @pytest.mark.slow

@@ -265,12 +265,14 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             ("draft_model_runner", "topk", "speculative_num_steps"),
         ),
         Symbol("sglang.srt.speculative.draft_utils:DraftBackendFactory.create_decode_backend"),
-        Symbol("sglang.srt.speculative.eagle_info:EagleDraftInput.topk_index"),
-        Symbol("sglang.srt.speculative.eagle_utils:default_tree_mask_mode"),
-        Symbol(
-            "sglang.srt.speculative.eagle_utils:per_step_draft_out_cache_loc",
-            ("out_cache_loc", "batch_size", "topk", "num_steps"),
+        *fields("sglang.srt.speculative.eagle_info:EagleDraftInput", "topk_index", "topk_p"),
+        *fields(
+            f"{_EAGLE}:EagleDraftWorker",
+            "hot_token_id",
+            "index_share_for_mtp_iteration",
+            "seed_dsa_topk_from_draft_extend",
         ),
+        Symbol("sglang.srt.speculative.eagle_utils:default_tree_mask_mode"),
         Symbol("sglang.srt.model_executor.forward_context:ForwardContext", ("attn_backend",)),
         Symbol(
             "sglang.srt.model_executor.forward_context:forward_context", ("ctx", "forward_batch")
@@ -282,6 +284,7 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         *fields(
             "sglang.srt.model_executor.model_runner:ModelRunner",
             "decode_cuda_graph_runner",
+            "canary_manager",
             "eager_runner",
             "is_draft_worker",
             "prefill_cuda_graph_runner",

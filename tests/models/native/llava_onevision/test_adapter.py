@@ -170,6 +170,26 @@ def test_only_the_model_sees_drafted_tokens_numbered_later(
     assert batch.positions.tolist() == [4, 4, 9, 9]
 
 
+def test_a_model_that_also_verifies_is_numbered_later_while_it_drafts_alone() -> None:
+    class Model:
+        def forward(self, input_ids: Any, positions: torch.Tensor, forward_batch: Any) -> list[int]:
+            found: list[int] = positions.tolist()
+            return found
+
+    model, positions = Model(), torch.tensor([4, 9])
+    batch = SimpleNamespace(
+        forward_mode=ForwardMode.DECODE, req_pool_indices=torch.tensor([0, 1]), positions=positions
+    )
+    for _ in range(2):
+        with draft_positions.numbered_as(model, lambda rows: 10 * rows):
+            assert model.forward(None, positions, batch) == [4, 19]
+        assert model.forward(None, positions, batch) == [4, 9]
+    held = model.forward = lambda input_ids, positions, forward_batch: [0]  # type: ignore[method-assign]
+    with draft_positions.numbered_as(model, lambda rows: rows):
+        pass
+    assert model.forward is held
+
+
 def test_an_idle_batch_has_nothing_to_number() -> None:
     model = SimpleNamespace(forward=lambda input_ids, positions, forward_batch: len(positions))
     draft_positions.number_drafted_tokens_as(model, lambda rows: rows)
