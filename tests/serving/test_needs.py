@@ -1,4 +1,9 @@
-"""What `specvlm doctor` says that a pair needs, beside what a real server reports."""
+"""What `specvlm doctor` says that a pair needs, beside what a real server reports.
+
+Of KV caches, whose size a server knows. Of weights a CPU server reports by how much the machine's
+free memory fell while they were loaded, with all that other programs did meanwhile; they are
+compared with the tensors of the files (`tests/tools/test_doctor.py`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,6 @@ NARROW = LanguageShape(256, 6, 4, 2, 512, vocab_padding=65536 - 462)
 ALLOCATION = re.compile(
     r"KV Cache is allocated.* #tokens: (\d+), K size: ([\d.]+) GB, V size: ([\d.]+)"
 )
-LOADED = re.compile(r"Load weight end.*mem usage=(-?[\d.]+) GB")
 
 
 def shipped(folder: Path) -> tuple[Path, Path]:
