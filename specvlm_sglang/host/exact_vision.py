@@ -69,7 +69,6 @@ def is_in_processor() -> bool:
 def install_in_processor() -> None:
     """Hand the processor the metadata of the frames that SGLang sampled."""
     contract.require("exact vision")
-    module = _PROCESSOR
 
     def make_preprocess(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def preprocess_video(*args: Any, **kwargs: Any) -> Any:
@@ -107,6 +106,8 @@ def install_in_processor() -> None:
 
         return process_and_combine_mm_data_async
 
-    replace_function(module, "preprocess_video", make_preprocess)
-    replace_function(module, "QwenVLImageProcessor.process_mm_data_async", make_process)
-    replace_function(module, "QwenVLImageProcessor.process_and_combine_mm_data_async", make_combine)
+    replace_function(_PROCESSOR, "preprocess_video", make_preprocess)
+    replace_function(_PROCESSOR, "QwenVLImageProcessor.process_mm_data_async", make_process)
+    replace_function(
+        _PROCESSOR, "QwenVLImageProcessor.process_and_combine_mm_data_async", make_combine
+    )
