@@ -2,9 +2,9 @@
 
     python -m benchmarks.roofline --out benchmarks/results
 
-Nothing here is measured: `reference.cost` reduces each forward pass to bytes and floating-point
-operations at the peak rates of a data sheet. Its times are lower bounds; the report says how
-to read the difference to a published speedup.
+Nothing here is measured: `specvlm_sglang.tools.sizing.cost` reduces each forward pass to bytes and
+floating-point operations at the peak rates of a data sheet. Its times are lower bounds; the report
+says how to read the difference to a published speedup.
 """
 
 from __future__ import annotations
@@ -19,23 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.roofline_report import draw, markdown
-from reference.cost import (
+from specvlm_sglang.tools.sizing.cost import (
+    HARDWARE,
     Hardware,
-    published_model,
     what_would_pruning_buy,
     what_would_self_drafting_buy,
 )
+from specvlm_sglang.tools.sizing.published import published_model
 
-HARDWARE = {
-    hardware.name: hardware
-    for hardware in (
-        Hardware(2.039e12, 312e12, "A100"),
-        Hardware(3.35e12, 989e12, "H100"),
-        Hardware(4.8e12, 989e12, "H200"),
-        Hardware(0.864e12, 362e12, "L40S"),
-    )
-}
-"""NVIDIA's data sheets: A100 80 GB SXM, H100 SXM, H200 SXM, L40S; dense bfloat16."""
 SHOWN = ("A100", "H100", "H200")
 RETENTION = 0.1
 TEXT_TOKENS = 64
@@ -213,7 +204,7 @@ def record(batches: Sequence[int]) -> dict[str, Any]:
     """All that is computed, JSON-ready."""
     pairs = [row for row in PUBLISHED if row.source == _PARALLEL and row.accept_length is not None]
     return {
-        "kind": "computed by reference.cost, not measured",
+        "kind": "computed by tools.sizing.cost, not measured",
         "retention": RETENTION,
         "text_tokens": TEXT_TOKENS,
         "new_tokens": NEW_TOKENS,

@@ -20,7 +20,7 @@ def markdown(record: dict[str, Any], hardware: Sequence[str]) -> str:
     lines = [
         "# Roofline",
         "",
-        "**Computed, not measured.** `reference.cost` counts bytes and operations at the peak",
+        "**Computed, not measured.** `tools.sizing.cost` counts bytes and operations at the peak",
         "rates of the data sheets; host work, kernel launches, sampling and communication cost",
         "nothing. Accept lengths are tokens per verify round, bonus included.",
         "",

@@ -1,4 +1,4 @@
-"""SPECVLM without a server: `sglang.Engine` in this process, settings in the environment.
+"""SPECVLM without a server: `sglang.Engine` in this process, settings as its keywords.
 
     python examples/engine.py --target MODEL --draft SMALL_MODEL --video clip.mp4
 
@@ -8,7 +8,6 @@ Prints the answer, what the draft kept, and how many tokens each verify round em
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 
@@ -23,8 +22,6 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    # An engine takes SGLang's arguments only; what `--specvlm-...` sets comes from here.
-    os.environ["SPECVLM_RETENTION"] = str(options.retention)
 
     import sglang
     from transformers import AutoProcessor
@@ -38,6 +35,7 @@ def main() -> None:
         model_path=options.target,
         speculative_algorithm="SPECVLM",
         speculative_draft_model_path=options.draft,
+        specvlm_retention=options.retention,
         dtype=options.dtype,
         log_level="warning",
     )

@@ -1,15 +1,15 @@
 """What a user can set: `--specvlm-*` flags, `SPECVLM_*` environment variables.
 
 SGLang's server arguments cannot be extended from outside. A flag is therefore written to its
-environment variable as soon as the command line is parsed; every process of the server inherits it,
-and `sglang.Engine` users set the variable themselves. A flag wins over the variable.
+environment variable as soon as the command line is parsed; every process of the server inherits it.
+So is a keyword of `sglang.Engine`, `specvlm_*`. Flags and keywords win over variables.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -122,8 +122,7 @@ class SpecVLMConfig:
             return cls(**given)
         except ValueError as error:
             # Flags arrive through the variables too, so either may be what the user wrote.
-            names = [name for name in given if str(error).startswith(f"{_flag(name)}=")]
-            also = "".join(f" (the flag, or {_variable(name)})" for name in names)
+            also = "".join(f" (the flag, or {_variable(name)})" for name in _named(error, given))
             raise ValueError(f"{error}{also}") from None
 
     def default_draft_kv_tokens(
@@ -174,6 +173,15 @@ def _variable(name: str) -> str:
 
 def _flag(name: str) -> str:
     return f"--specvlm-{name.replace('_', '-')}"
+
+
+def _keyword(name: str) -> str:
+    return f"specvlm_{name}"
+
+
+def _named(error: ValueError, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that an error of `SpecVLMConfig` is about: one, or none."""
+    return [name for name in names if str(error).startswith(f"{_flag(name)}=")]
 
 
 def _number(text: str) -> float:
@@ -299,3 +307,72 @@ def export_flags(arguments: argparse.Namespace) -> None:
         if value is not None:
             os.environ[_variable(name)] = str(int(value) if isinstance(value, bool) else value)
     SpecVLMConfig.from_environment()
+
+
+_replaced: dict[str, tuple[str, str | None]] = {}
+"""Variables that the newest engine's keywords wrote: their text, and what stood there before."""
+
+
+def export_keywords(keywords: Mapping[str, Any]) -> None:
+    """Write an engine's keywords to the environment, which its processes will inherit.
+
+    What the engine before this one was given is taken back first, so that keywords are settings of
+    one engine (of a process that has one at a time); a variable that was changed since stays. None
+    leaves a setting alone.
+
+    Parameters
+    ----------
+    keywords
+        ``specvlm_retention`` and the like, with numbers, text, paths or truth values.
+
+    Raises
+    ------
+    ValueError
+        An unknown keyword, or a value that cannot be used; the message names it and what may be
+        given. None of these is written then.
+    """
+    unknown = [key for key in keywords if key not in map(_keyword, _READERS)]
+    if unknown:
+        known = ", ".join(map(_keyword, _READERS))
+        raise ValueError(f"{unknown[0]} is no setting of SpecVLM: must be one of {known}")
+    given = {name: keywords[_keyword(name)] for name in _READERS if _keyword(name) in keywords}
+    texts = {name: _text(name, value) for name, value in given.items() if value is not None}
+    _take_back()
+    for name, text in texts.items():
+        _replaced[_variable(name)] = (text, os.environ.get(_variable(name)))
+        os.environ[_variable(name)] = text
+    try:
+        # After they are written: a policy may be in the file that another keyword names.
+        SpecVLMConfig.from_environment()
+    except ValueError as error:
+        _take_back()
+        for name in _named(error, texts):
+            said = str(error).removesuffix(f" (the flag, or {_variable(name)})")
+            raise ValueError(_keyword(name) + said.removeprefix(_flag(name))) from None
+        raise
+
+
+def _take_back() -> None:
+    for variable, (written, before) in _replaced.items():
+        if os.environ.get(variable) != written:
+            continue
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+    _replaced.clear()
+
+
+def _text(name: str, value: object) -> str:
+    """What stands in the variable for a keyword's value; raises `ValueError`, see above."""
+    read = _READERS[name]
+    try:
+        if isinstance(value, bool) != (read is _switch):
+            raise ValueError("must be True or False" if read is _switch else "not a number or name")
+        text = str(int(value) if isinstance(value, bool) else value).strip()
+        if not text:
+            raise ValueError("is empty; leave it out for the default")
+        read(text)
+    except ValueError as error:
+        raise ValueError(f"{_keyword(name)}={value!r}: {error}") from None
+    return text

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,11 @@ def register() -> None:
         return
     from specvlm_sglang import config
     from specvlm_sglang.cpu import activation
-    from specvlm_sglang.host import flags, process_roles, robustness
+    from specvlm_sglang.host import engine_keywords, flags, process_roles, robustness
     from specvlm_sglang.host.media import install as media
 
     flags.install(config.add_flags, after_parsing=apply_flags)
+    engine_keywords.install(apply_keywords)
     media.install()
     process_roles.install(robustness.INSTALLERS)
     from specvlm_sglang.models.native.llava_onevision import registration
@@ -78,6 +81,26 @@ def apply_flags(arguments: argparse.Namespace) -> None:
     from specvlm_sglang.config import export_flags
 
     export_flags(arguments)
+    apply_config()
+
+
+def apply_keywords(keywords: Mapping[str, Any]) -> None:
+    """Export an engine's keywords, then install what the settings ask for.
+
+    Raises
+    ------
+    ValueError
+        A keyword that cannot be used, or videos computed otherwise than by the engine before.
+    """
+    from specvlm_sglang.config import SpecVLMConfig, export_keywords
+    from specvlm_sglang.host import exact_vision
+
+    export_keywords(keywords)
+    if exact_vision.is_in_processor() and not SpecVLMConfig.from_environment().exact_vision:
+        raise ValueError(
+            "specvlm_exact_vision=False must be True: an engine of this process had it, and that "
+            "cannot be undone; make this engine in another process"
+        )
     apply_config()
 
 

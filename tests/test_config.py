@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specvlm_sglang.config import SpecVLMConfig, add_flags, export_flags
+from specvlm_sglang.config import SpecVLMConfig, add_flags, export_flags, export_keywords
 from specvlm_sglang.pruning.registry import shipped_policies
 
 POLICIES = tuple(shipped_policies())
@@ -38,6 +38,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         # Set first: what the code under test writes is then undone at the end.
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
+    export_keywords({})
 
 
 def parse(*argv: str) -> argparse.Namespace:
@@ -185,6 +186,70 @@ def test_without_flags_nothing_is_written() -> None:
 def test_a_flag_out_of_range_is_refused_while_the_arguments_are_read() -> None:
     with pytest.raises(ValueError, match=r"--specvlm-retention=2\.0 must be a number in \(0, 1\]"):
         export_flags(parse("--specvlm-retention", "2"))
+
+
+def test_every_setting_is_a_keyword_of_an_engine() -> None:
+    given = {
+        "specvlm_retention": 0.2,
+        "specvlm_top_p": 1,
+        "specvlm_policy": "uniform",
+        "specvlm_policy_file": Path(POLICY_FILE),
+        "specvlm_max_query_rows": 32,
+        "specvlm_draft_video_tokens": 300,
+        "specvlm_draft_kv_tokens": 512,
+        "specvlm_exact_vision": True,
+        "specvlm_positions": "original",
+        "specvlm_audit": 0.25,
+    }
+    assert list(given) == [f"specvlm_{name}" for name in FIELDS]
+    export_keywords(given)
+    assert SpecVLMConfig.from_environment() == SpecVLMConfig(
+        0.2, 1.0, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25
+    )
+
+
+def test_a_policy_may_be_in_the_file_of_another_keyword() -> None:
+    export_keywords({"specvlm_policy": "frame-peaks", "specvlm_policy_file": POLICY_FILE})
+    assert SpecVLMConfig.from_environment().policy == "frame-peaks"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "said"),
+    [
+        ("retention", 2, "specvlm_retention=2.0 must be a number in (0, 1]"),
+        ("retention", True, "specvlm_retention=True: not a number"),
+        ("retention", "ten", "specvlm_retention='ten': not a number"),
+        ("retention", [0.1], "specvlm_retention=[0.1]: not a number"),
+        ("policy", "best", "specvlm_policy='best' must be one of specvlm"),
+        ("policy", "", "specvlm_policy='': is empty"),
+        ("max_query_rows", 1.5, "specvlm_max_query_rows=1.5: not an integer"),
+        ("draft_kv_tokens", 1, "specvlm_draft_kv_tokens=1 must be at least 2"),
+        ("exact_vision", 2, "specvlm_exact_vision=2: must be True or False"),
+        ("audit", -1, "specvlm_audit=-1.0 must lie in [0, 1]"),
+        ("retension", 0.1, "specvlm_retension is no setting of SpecVLM: must be one of specvlm_re"),
+    ],
+)
+def test_a_keyword_that_cannot_be_used_is_refused_by_its_name(
+    keyword: str, value: object, said: str
+) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011  (the words are checked below)
+        export_keywords({"specvlm_top_p": 0.5, f"specvlm_{keyword}": value})
+    assert str(refusal.value).startswith(said)
+    assert "SPECVLM_" not in str(refusal.value)
+    assert not set(VARIABLES) & set(os.environ)
+
+
+def test_keywords_are_one_engines_and_give_back_what_they_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPECVLM_RETENTION", "0.5")
+    export_keywords({"specvlm_retention": 0.3, "specvlm_top_p": 0.9, "specvlm_policy": None})
+    config = SpecVLMConfig.from_environment()
+    assert (config.retention, config.top_p, config.policy) == (0.3, 0.9, "specvlm")
+    os.environ["SPECVLM_TOP_P"] = "0.7"
+    export_keywords({})
+    config = SpecVLMConfig.from_environment()
+    assert (config.retention, config.top_p) == (0.5, 0.7)
 
 
 def test_the_line_printed_at_start_names_every_setting() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from specvlm_sglang.algorithm import NAME
+from specvlm_sglang.tools.sizing.checkpoint import dimensions_of
+from specvlm_sglang.tools.sizing.memory import static_fraction
 from tests.support.pretended_gpu import COMPILER, resolve
 
 TREE = ("--speculative-num-steps", "4", "--speculative-eagle-topk", "4")
@@ -136,3 +138,11 @@ def test_a_backend_that_cannot_do_it_is_refused_by_its_flag(
     resolved: dict[str, dict[str, Any]], case: str
 ) -> None:
     assert REFUSED[case][1] in resolved[f"refused {case}"]["error"]
+
+
+def test_the_memory_that_doctor_sizes_for_is_what_sglang_would_take(
+    resolved: dict[str, dict[str, Any]], vl_target: Path
+) -> None:
+    tower = dimensions_of(str(vl_target)).vision
+    expected = static_fraction(80.0, 1, tower)
+    assert resolved["no flag"]["mem_fraction_static"] == pytest.approx(expected, rel=1e-6)

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from reference.cost import Hardware, Work, roofline_seconds
 from specvlm_sglang.pruning import triton_stage_one
 from specvlm_sglang.scoring import triton_scores
+from specvlm_sglang.tools.sizing.cost import Hardware, Work, roofline_seconds
 from tests.support.score_case import ScoreCase
 from tests.support.triton_compiler import Launch, launches_of
 

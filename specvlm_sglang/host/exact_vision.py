@@ -11,6 +11,7 @@ than one temporal grid:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 
 from specvlm_sglang.host import contract
-from specvlm_sglang.host.patching import replace_function
+from specvlm_sglang.host.patching import is_replaced, replace_function
 
 _MODEL_TYPE = "qwen2_5_vl"
+_PROCESSOR = "sglang.srt.multimodal.processors.qwen_vl"
 _sampled: ContextVar[list[dict[str, Any] | None] | None] = ContextVar("sampled", default=None)
 
 
@@ -58,10 +60,15 @@ def install_in_model() -> None:
     replace_function("sglang.srt.models.qwen2_5_vl", "Qwen2_5_VisionTransformer.forward", make)
 
 
+def is_in_processor() -> bool:
+    """Whether `install_in_processor` was called in this process; it cannot be undone."""
+    found = sys.modules.get(_PROCESSOR)
+    return found is not None and is_replaced(found.preprocess_video)
+
+
 def install_in_processor() -> None:
     """Hand the processor the metadata of the frames that SGLang sampled."""
     contract.require("exact vision")
-    module = "sglang.srt.multimodal.processors.qwen_vl"
 
     def make_preprocess(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def preprocess_video(*args: Any, **kwargs: Any) -> Any:
@@ -99,6 +106,8 @@ def install_in_processor() -> None:
 
         return process_and_combine_mm_data_async
 
-    replace_function(module, "preprocess_video", make_preprocess)
-    replace_function(module, "QwenVLImageProcessor.process_mm_data_async", make_process)
-    replace_function(module, "QwenVLImageProcessor.process_and_combine_mm_data_async", make_combine)
+    replace_function(_PROCESSOR, "preprocess_video", make_preprocess)
+    replace_function(_PROCESSOR, "QwenVLImageProcessor.process_mm_data_async", make_process)
+    replace_function(
+        _PROCESSOR, "QwenVLImageProcessor.process_and_combine_mm_data_async", make_combine
+    )

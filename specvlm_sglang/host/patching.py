@@ -59,6 +59,11 @@ def replace_function(
                 setattr(module, held_as, replacement)
 
 
+def is_replaced(function: Any) -> bool:
+    """Whether `replace_function` put it where it is."""
+    return hasattr(function, _MARK)
+
+
 def original_of(function: Any) -> Any:
     """Return SGLang's own function under everything that `replace_function` put before it."""
     while hasattr(function, _MARK):

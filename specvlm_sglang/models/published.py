@@ -81,7 +81,7 @@ def drafts_for(target: Published) -> list[Published]:
 def break_even(draft_read: float, target_read: float, steps: int) -> float:
     """Return the accept length above which drafting gains, where weights are all that costs.
 
-    A round reads the target once and the draft ``steps`` times (`reference.cost` has the model
+    A round reads the target once and the draft ``steps`` times (`tools.sizing.cost` has the model
     with KV caches and prefill).
 
     Parameters

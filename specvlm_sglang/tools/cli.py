@@ -15,6 +15,7 @@ from specvlm_sglang.tools.batch.arguments import add_arguments as add_batch_argu
 from specvlm_sglang.tools.bench.arguments import add_arguments as add_bench_arguments
 from specvlm_sglang.tools.demo.arguments import add_arguments as add_demo_arguments
 from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.sizing.arguments import add_arguments as add_sizing_arguments
 from specvlm_sglang.tools.soak.arguments import add_arguments as add_soak_arguments
 from specvlm_sglang.tools.visualize.arguments import add_arguments as add_visualize_arguments
 
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         help="compare another SGLang's source (a checkout, an unpacked wheel) with what this "
         "project relies on, and nothing else; nothing of it is imported",
     )
+    add_sizing_arguments(doctor)
     doctor.set_defaults(run=_doctor, refuse=doctor.error)
     demo = commands.add_parser("demo", help="a real server answers a question about a video")
     add_demo_arguments(demo)
@@ -87,6 +89,15 @@ def _doctor(options: argparse.Namespace) -> int:
         if options.target is not None or options.draft is not None:
             options.refuse("--sglang goes without --target and --draft")
         return examine_source(options.sglang)
+    if options.video_tokens is not None:
+        from specvlm_sglang.tools.sizing.report import size_pair
+
+        if options.target is None or options.draft is None:
+            options.refuse("--video-tokens needs --target and --draft")
+        return size_pair(options, Console())
+    for flag, value in (("--tp", options.tp), ("--gpu-memory", options.gpu_memory)):
+        if value is not None:
+            options.refuse(f"{flag} needs --video-tokens")
     from specvlm_sglang.tools.doctor import examine
 
     if options.target is None and options.draft is not None:

@@ -15,7 +15,7 @@ from benchmarks.roofline import (
     record,
 )
 from benchmarks.roofline_report import markdown
-from reference.cost import decode_speedup
+from specvlm_sglang.tools.sizing.cost import decode_speedup
 
 WITH_LENGTH = [row for row in PUBLISHED if row.accept_length is not None]
 
@@ -96,7 +96,7 @@ def test_a_target_that_drafts_for_itself_pays_the_more_the_more_of_a_step_is_its
 def test_a_run_writes_json_markdown_and_a_picture(tmp_path):
     assert main(["--out", str(tmp_path), "--batch", "1"]) == 0
     found = json.loads((tmp_path / "roofline.json").read_text())
-    assert found["kind"] == "computed by reference.cost, not measured"
+    assert found["kind"] == "computed by tools.sizing.cost, not measured"
     assert (tmp_path / "roofline.md").read_text().startswith("# Roofline")
     assert (tmp_path / "roofline.png").stat().st_size > 1000
 

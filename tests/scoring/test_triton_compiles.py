@@ -15,9 +15,10 @@ from benchmarks.kernels.triton_resources import (
     launches,
     work_of_a_layer,
 )
-from reference.cost import published_model, scoring
 from specvlm_sglang.scoring import triton_scores
 from specvlm_sglang.scoring.warm_up import compile_kernels, layer_arguments
+from specvlm_sglang.tools.sizing.cost import scoring
+from specvlm_sglang.tools.sizing.published import published_model
 from tests.support.sync_guard import NoHostSync
 from tests.support.triton_compiler import Launch, launches_of
 

@@ -36,6 +36,7 @@ FIELDS = (
     "disable_overlap_schedule",
     "page_size",
     "cuda_graph_config",
+    "mem_fraction_static",
 )
 GIB = 2**30
 COMPILER = "SPECVLM_TEST_WITHOUT_COMPILER"

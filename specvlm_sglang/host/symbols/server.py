@@ -14,6 +14,8 @@ SERVER: dict[str, tuple[Symbol, ...]] = {
         Symbol("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",)),
         Symbol("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",)),
     ),
+    "plugin loading": (Symbol("sglang.srt.plugins:load_plugins"),),
+    "engine keywords": (Symbol("sglang.srt.entrypoints.engine:Engine.server_args_class"),),
     "requests": (
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),

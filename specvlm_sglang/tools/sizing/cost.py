@@ -12,35 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from reference.dimensions import (
-    PUBLISHED_MODELS,
-    ModelDimensions,
-    VisionDimensions,
-    published_model,
-)
-from reference.selection import video_token_budget
-
-__all__ = [
-    "PUBLISHED_MODELS",
-    "Hardware",
-    "ModelDimensions",
-    "PruningReport",
-    "SelfDraftReport",
-    "ServingPath",
-    "VisionDimensions",
-    "Work",
-    "decode_speedup",
-    "decoder_forward",
-    "draft_step",
-    "prefill",
-    "published_model",
-    "roofline_seconds",
-    "scoring",
-    "verify",
-    "vision_encode",
-    "what_would_pruning_buy",
-    "what_would_self_drafting_buy",
-]
+from specvlm_sglang.pruning.budgets import video_token_budget
+from specvlm_sglang.tools.sizing.dimensions import ModelDimensions
 
 FLOAT32_BYTES = 4
 
@@ -84,6 +57,18 @@ class Hardware:
                 raise ValueError(f"Hardware.{field} is {value!r}; it must be finite and > 0")
 
 
+HARDWARE = {
+    hardware.name: hardware
+    for hardware in (
+        Hardware(2.039e12, 312e12, "A100"),
+        Hardware(3.35e12, 989e12, "H100"),
+        Hardware(4.8e12, 989e12, "H200"),
+        Hardware(0.864e12, 362e12, "L40S"),
+    )
+}
+"""NVIDIA's data sheets: A100 80 GB SXM, H100 SXM, H200 SXM, L40S; dense bfloat16."""
+
+
 def roofline_seconds(work: Work, hardware: Hardware) -> float:
     """Seconds for `work` when memory and arithmetic overlap perfectly."""
     return max(work.bytes / hardware.bytes_per_second, work.flops / hardware.flops_per_second)
@@ -94,8 +79,9 @@ def decoder_forward(
 ) -> Work:
     """One pass of the decoder over `new_tokens` per request, after `context` cached ones.
 
-    Weights are read once for the batch. Each request reads the keys and values of its context and
-    of its new tokens once, and writes the new ones; attention is causal among the new tokens.
+    Weights are read once for the batch, of experts those that it chooses. Each request reads the
+    keys and values of its context and of its new tokens once, and writes the new ones; attention is
+    causal among the new tokens.
 
     Parameters
     ----------
@@ -106,7 +92,8 @@ def decoder_forward(
     _at_least("context", context, 0)
     _at_least("logits", logits, 1)
     _at_least("batch", batch, 1)
-    weights = (model.layer_parameters + model.head_parameters) * model.bytes_per_parameter
+    layers = model.layer_parameters_read(batch * new_tokens)
+    weights = (layers + model.head_parameters) * model.bytes_per_parameter
     embedded = batch * new_tokens * model.hidden * model.bytes_per_parameter
     kv = batch * (context + 2 * new_tokens) * model.kv_bytes_per_token
     dense = 2 * batch * (new_tokens * model.layer_parameters + logits * model.head_parameters)
@@ -146,7 +133,7 @@ def vision_encode(model: ModelDimensions, video_tokens: int, batch: int = 1) -> 
     window = min(tower.window_patches, tower.patches_per_grid)
     windowed_blocks = tower.depth - tower.full_attention_blocks
     keys = tower.full_attention_blocks * tower.patches_per_grid + windowed_blocks * window
-    features = batch * video_tokens * tower.out_hidden
+    features = batch * video_tokens * tower.out_hidden * tower.projectors
     return Work(
         bytes=(tower.parameters + features) * model.bytes_per_parameter,
         flops=2 * patches * per_patch + 4 * patches * tower.hidden * keys,

@@ -7,16 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.cost import (
+from specvlm_sglang.tools.sizing.cost import (
     Hardware,
-    ModelDimensions,
-    VisionDimensions,
     Work,
     decode_speedup,
     decoder_forward,
     draft_step,
     prefill,
-    published_model,
     roofline_seconds,
     scoring,
     verify,
@@ -24,6 +21,8 @@ from reference.cost import (
     what_would_pruning_buy,
     what_would_self_drafting_buy,
 )
+from specvlm_sglang.tools.sizing.dimensions import ModelDimensions, VisionDimensions
+from specvlm_sglang.tools.sizing.published import published_model
 
 H100 = Hardware(bytes_per_second=3.35e12, flops_per_second=9.89e14, name="H100 SXM, bf16 dense")
 
@@ -325,7 +324,7 @@ def test_bad_questions_name_the_argument_its_value_and_its_range(changes, messag
         (lambda: dataclasses.replace(TINY, hidden=0), r"ModelDimensions\.hidden is 0; .* > 0"),
         (lambda: dataclasses.replace(TINY, kv_heads=3), r"q_heads is 4; .* kv_heads \(3\)"),
         (lambda: dataclasses.replace(TOWER, depth=-2), r"VisionDimensions\.depth is -2"),
-        (lambda: dataclasses.replace(TOWER, full_attention_blocks=3), r"at most depth \(2\)"),
+        (lambda: dataclasses.replace(TOWER, full_attention_blocks=3), r"0 to depth \(2\)"),
         (lambda: decoder_forward(TINY, 0, 0, 1), r"new_tokens is 0; .* >= 1"),
         (lambda: decoder_forward(TINY, 1, -1, 1), r"context is -1; .* >= 0"),
         (lambda: decoder_forward(TINY, 1, 0, 0), r"logits is 0; .* >= 1"),

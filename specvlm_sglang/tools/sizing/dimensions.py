@@ -1,4 +1,4 @@
-"""Dimensions of the models the cost model talks about, and the parameters that follow from them.
+"""Dimensions of video LLMs, and the parameters and bytes that follow from them.
 
 Only matrices are counted. Norms, biases and position tables are below 0.2 % of any model here.
 """
@@ -9,8 +9,10 @@ import math
 from dataclasses import dataclass, fields
 
 
-def _require_positive(instance: object) -> None:
+def _require_positive(instance: object, *, but: str = "") -> None:
     for field in fields(instance):  # type: ignore[arg-type]
+        if field.name == but:
+            continue
         value = getattr(instance, field.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -40,6 +42,9 @@ class VisionDimensions:
         Patches per side concatenated into one projector input.
     projector_hidden, out_hidden
         Widths of the projector's two layers; the second is the language model's.
+    projectors
+        Projectors of that size: one, and one more for each block whose features go to a layer of
+        the language model of their own (Qwen3-VL's DeepStack).
     patches_per_grid, tokens_per_grid
         Patches that enter, and video tokens that leave, for one grid.
     full_attention_blocks
@@ -61,13 +66,14 @@ class VisionDimensions:
     tokens_per_grid: int
     full_attention_blocks: int
     window_patches: int
+    projectors: int = 1
 
     def __post_init__(self) -> None:
-        _require_positive(self)
-        if self.full_attention_blocks > self.depth:
+        _require_positive(self, but="full_attention_blocks")
+        if not 0 <= self.full_attention_blocks <= self.depth:
             raise ValueError(
                 f"full_attention_blocks is {self.full_attention_blocks}; "
-                f"it must be at most depth ({self.depth})"
+                f"it must be 0 to depth ({self.depth})"
             )
 
     @property
@@ -83,7 +89,8 @@ class VisionDimensions:
     @property
     def projector_parameters(self) -> int:
         merged = self.spatial_merge**2 * self.hidden
-        return merged * self.projector_hidden + self.projector_hidden * self.out_hidden
+        one = merged * self.projector_hidden + self.projector_hidden * self.out_hidden
+        return self.projectors * one
 
     @property
     def parameters(self) -> int:
@@ -92,16 +99,18 @@ class VisionDimensions:
 
 @dataclass(frozen=True)
 class ModelDimensions:
-    """A video LLM: a Qwen2-style decoder (grouped queries, gated MLP) behind a vision tower.
+    """A video LLM: a Qwen-style decoder (grouped queries, gated MLP) behind a vision tower.
 
     Attributes
     ----------
     hidden, layers, q_heads, kv_heads, head_dim, intermediate, vocab
-        As in the checkpoint's `config.json`.
+        As in the checkpoint's `config.json`; ``intermediate`` is that of one expert.
     tied_embeddings
         The output head is the embedding table.
     bytes_per_parameter, bytes_per_kv_element
         2 for bfloat16, 1 for 8-bit, 0.5 for 4-bit storage.
+    experts, experts_per_token
+        MLPs of a layer, and those that one token passes through; 1 and 1 for a dense model.
     """
 
     name: str
@@ -116,6 +125,8 @@ class ModelDimensions:
     vision: VisionDimensions
     bytes_per_parameter: float = 2.0
     bytes_per_kv_element: float = 2.0
+    experts: int = 1
+    experts_per_token: int = 1
 
     def __post_init__(self) -> None:
         _require_positive(self)
@@ -123,12 +134,30 @@ class ModelDimensions:
             raise ValueError(
                 f"q_heads is {self.q_heads}; it must be a multiple of kv_heads ({self.kv_heads})"
             )
+        if self.experts_per_token > self.experts:
+            raise ValueError(
+                f"experts_per_token is {self.experts_per_token}; it must be at most experts "
+                f"({self.experts})"
+            )
 
     @property
     def layer_parameters(self) -> int:
         """Matrix elements of all decoder layers: what every decoded token passes through."""
+        return round(self._layers_with(self.experts_per_token))
+
+    def layer_parameters_read(self, tokens: int) -> float:
+        """Matrix elements of all decoder layers that a pass over ``tokens`` tokens reads.
+
+        Of a mixture of experts as many as are expected if each token chose its own at random.
+        """
+        share = 1 - (1 - self.experts_per_token / self.experts) ** tokens
+        return self._layers_with(self.experts * share)
+
+    def _layers_with(self, experts: float) -> float:
         attention = 2 * self.hidden * self.head_dim * (self.q_heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        router = self.hidden * self.experts if self.experts > 1 else 0
+        mlps = experts * 3 * self.hidden * self.intermediate
+        return self.layers * (attention + router + mlps)
 
     @property
     def head_parameters(self) -> int:
@@ -139,96 +168,10 @@ class ModelDimensions:
     def parameters(self) -> int:
         """Matrix elements of the whole model, vision tower included."""
         tables = 1 if self.tied_embeddings else 2
-        return self.layer_parameters + tables * self.head_parameters + self.vision.parameters
+        layers = round(self._layers_with(self.experts))
+        return layers + tables * self.head_parameters + self.vision.parameters
 
     @property
     def kv_bytes_per_token(self) -> float:
         """Bytes of keys and values that one token occupies over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_kv_element
-
-
-def _qwen_tower(out_hidden: int, intermediate: int) -> VisionDimensions:
-    # vision_config of Qwen/Qwen2.5-VL-*-Instruct; window_size 112 px is 8 x 8 patches, and
-    # fullatt_block_indexes has 4 entries. 392 tokens (784 x 392 px) for two frames is this
-    # project's choice: 128 frames are then 25k video tokens, as in the published tables.
-    return VisionDimensions(
-        depth=32,
-        hidden=1280,
-        intermediate=intermediate,
-        gated_mlp=True,
-        patch=14,
-        temporal_patch=2,
-        spatial_merge=2,
-        projector_hidden=4 * 1280,
-        out_hidden=out_hidden,
-        patches_per_grid=4 * 392,
-        tokens_per_grid=392,
-        full_attention_blocks=4,
-        window_patches=64,
-    )
-
-
-def _siglip_tower(out_hidden: int) -> VisionDimensions:
-    # google/siglip-so400m-patch14-384 without its last block; 27 x 27 patches are projected and
-    # then pooled to 14 x 14 tokens for each frame of a video.
-    return VisionDimensions(
-        depth=26,
-        hidden=1152,
-        intermediate=4304,
-        gated_mlp=False,
-        patch=14,
-        temporal_patch=1,
-        spatial_merge=1,
-        projector_hidden=out_hidden,
-        out_hidden=out_hidden,
-        patches_per_grid=27 * 27,
-        tokens_per_grid=14 * 14,
-        full_attention_blocks=26,
-        window_patches=27 * 27,
-    )
-
-
-# Sources: config.json of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct. (The 72B AWQ checkpoint pads its
-# MLP to 29696; the original has 29568.) LLaVA-OneVision keeps its language models' dimensions:
-# config.json of Qwen/Qwen2-{0.5B,7B,72B}. The llava-hf conversions pad the vocabulary a little.
-_PUBLISHED = (
-    ModelDimensions(
-        "qwen2.5-vl-3b", 2048, 36, 16, 2, 128, 11008, 151936, True, _qwen_tower(2048, 3420)
-    ),
-    ModelDimensions(
-        "qwen2.5-vl-7b", 3584, 28, 28, 4, 128, 18944, 152064, False, _qwen_tower(3584, 3420)
-    ),
-    ModelDimensions(
-        "qwen2.5-vl-32b", 5120, 64, 40, 8, 128, 27648, 152064, False, _qwen_tower(5120, 3456)
-    ),
-    ModelDimensions(
-        "qwen2.5-vl-72b", 8192, 80, 64, 8, 128, 29568, 152064, False, _qwen_tower(8192, 3456)
-    ),
-    ModelDimensions(
-        "llava-onevision-0.5b", 896, 24, 14, 2, 64, 4864, 151936, True, _siglip_tower(896)
-    ),
-    ModelDimensions(
-        "llava-onevision-7b", 3584, 28, 28, 4, 128, 18944, 152064, False, _siglip_tower(3584)
-    ),
-    ModelDimensions(
-        "llava-onevision-72b", 8192, 80, 64, 8, 128, 29568, 152064, False, _siglip_tower(8192)
-    ),
-)
-
-PUBLISHED_MODELS = {model.name: model for model in _PUBLISHED}
-
-
-def published_model(name: str) -> ModelDimensions:
-    """Dimensions of a published checkpoint.
-
-    Raises
-    ------
-    ValueError
-        The name is not one of `PUBLISHED_MODELS`.
-    """
-    try:
-        return PUBLISHED_MODELS[name]
-    except KeyError:
-        raise ValueError(
-            f"name is {name!r}; it must be one of {', '.join(PUBLISHED_MODELS)}"
-        ) from None

@@ -1,0 +1,249 @@
+"""``specvlm doctor --video-tokens``: what a pair would need and gain, figure by figure."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from specvlm_sglang.config import DEFAULT_NUM_STEPS, SpecVLMConfig
+from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.sizing.checkpoint import model_of
+from specvlm_sglang.tools.sizing.cost import HARDWARE, Hardware, what_would_pruning_buy
+from specvlm_sglang.tools.sizing.memory import (
+    GIB,
+    MAX_RUNNING_REQUESTS,
+    MIB,
+    NEW_TOKENS,
+    TEXT_TOKENS,
+    Model,
+    Sizes,
+    sizes,
+)
+
+ANSWER_LENGTHS = (32, 64, 128, 256, 512)
+MEMORY_GIB = {"A100": 80.0, "H100": 80.0, "H200": 141.0, "L40S": 48.0}
+_WIDTH = 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line: its name, its value, and how it was computed."""
+
+    name: str
+    value: str
+    how: str
+
+
+def size_pair(options: argparse.Namespace, console: Console) -> int:
+    """Print the figures; returns 0 where one request fits, else 1.
+
+    Raises
+    ------
+    ToolError
+        A model that is not known, or a value out of range.
+    """
+    tp = 1 if options.tp is None else options.tp
+    _check(options, tp)
+    target, draft = (
+        model_of(name, flag)
+        for name, flag in ((options.target, "--target"), (options.draft, "--draft"))
+    )
+    config = SpecVLMConfig.from_environment()
+    memory = options.gpu_memory or MEMORY_GIB[options.gpu]
+    for model in (target, draft):
+        heads = model.dimensions.q_heads
+        if heads % tp:
+            raise ToolError(f"--tp {tp} must divide the {heads} heads of {model.name}")
+    found = sizes(target, draft, config, tp=tp, gpu_gib=memory, video=options.video_tokens)
+    figures = [
+        *_memory(target, draft, found, config, tp, memory, options.video_tokens),
+        *_speed(target, draft, found, config, options, tp),
+    ]
+    for figure in figures:
+        _show(console, figure)
+    console.print("Fits." if found.batch else "Does not fit: more GPUs (--tp), or a smaller pair.")
+    return 0 if found.batch else 1
+
+
+def _check(options: argparse.Namespace, tp: int) -> None:
+    most = DEFAULT_NUM_STEPS + 1
+    for flag, value, fits, allowed in (
+        ("--video-tokens", options.video_tokens, options.video_tokens >= 1, "at least 1"),
+        ("--tp", tp, tp >= 1, "at least 1"),
+        (
+            "--accept-length",
+            options.accept_length,
+            1 <= options.accept_length <= most,
+            f"1 to {most}",
+        ),
+        ("--gpu-memory", options.gpu_memory, _is_memory(options.gpu_memory), "4 to 4096 (GiB)"),
+    ):
+        if not fits:
+            raise ToolError(f"{flag} {value} must be {allowed}")
+
+
+def _is_memory(gib: float | None) -> bool:
+    return gib is None or 4 <= gib <= 4096
+
+
+def _memory(
+    target: Model,
+    draft: Model,
+    found: Sizes,
+    config: SpecVLMConfig,
+    tp: int,
+    memory: float,
+    video: int,
+) -> Iterator[Figure]:
+    for role, model in (("target", target), ("draft", draft)):
+        yield Figure(role, model.name, model.source)
+    parts = "" if tp == 1 else f", / {tp} GPUs"
+    yield Figure(
+        "weights",
+        f"target {_size(found.target_weights)}, draft {_size(found.draft_weights)} a GPU",
+        f"{_size(target.weight_bytes)} and {_size(draft.weight_bytes)}{parts}",
+    )
+    for role, model, token, request, tokens in (
+        ("target", target, found.target_kv, found.target_request_kv, f"{video:,} video"),
+        ("draft", draft, found.draft_kv, found.draft_request_kv, f"{found.kept:,} kept"),
+    ):
+        size = model.dimensions
+        heads = max(1, size.kv_heads // tp)
+        each = f"{heads} KV head{_s(heads)} a GPU"
+        kept = f" (retention {config.retention:g})" if role == "draft" else ""
+        yield Figure(
+            f"{role} KV",
+            f"{token / 1024:,.1f} KiB a token, {_size(request)} a request, a GPU",
+            f"2 x {size.layers} layers x {each} x {size.head_dim} x 2 bytes; "
+            f"{tokens}{kept} + {TEXT_TOKENS} text + {NEW_TOKENS} answer tokens",
+        )
+    yield Figure(
+        "scoring",
+        f"{_size(found.scoring)} a request, a GPU",
+        "sums by video token and by KV head, normalisers by head, row and 1,024 keys (float32), "
+        "and the copied queries of one layer; no attention map and no layer is kept",
+    )
+    yield Figure(
+        "vision tower's peak",
+        f"{_size(found.vision_peak)} a GPU",
+        "an estimate: one block's activations over all patches of one video, its pixels beside "
+        "them; the larger of both towers, which run one after the other",
+    )
+    yield Figure(
+        "draft's features",
+        f"{_size(found.features)} a GPU",
+        "cache of the draft's vision features: 1/128 of the memory, at least 256 MiB",
+    )
+    yield Figure(
+        "for KV caches",
+        f"{_size(found.room)} a GPU",
+        f"{memory:g} GiB x {found.static_fraction:.3f} (SGLang's --mem-fraction-static where it is "
+        "not given) - weights",
+    )
+    beside = f"{_size(found.beside)} a GPU"
+    if found.beside < 0:
+        share = found.static_fraction + found.beside / (memory * GIB)
+        beside += f": too little, give --mem-fraction-static {max(0.0, share - 0.01):.2f}"
+    yield Figure(
+        "room left",
+        beside,
+        "the rest of the memory - vision tower's peak - scoring - features; for activations of "
+        "the language models, CUDA graphs and CUDA itself",
+    )
+    share = config.draft_kv_share
+    yield Figure(
+        "largest batch",
+        f"{found.batch:,} requests at once ({found.tokens:,} tokens)",
+        f"KV room / (target KV + {share:g} x draft KV), / tokens of a request; the server admits "
+        f"{MAX_RUNNING_REQUESTS} (--max-running-requests)",
+    )
+
+
+def _speed(
+    target: Model,
+    draft: Model,
+    found: Sizes,
+    config: SpecVLMConfig,
+    options: argparse.Namespace,
+    tp: int,
+) -> Iterator[Figure]:
+    one = HARDWARE[options.gpu]
+    rates = Hardware(one.bytes_per_second * tp, one.flops_per_second * tp, f"{tp} x {one.name}")
+    # Weights of 8 or 4 bits are read as such.
+    large, small = (
+        replace(
+            model.dimensions,
+            bytes_per_parameter=model.weight_bytes / model.dimensions.parameters,
+        )
+        for model in (target, draft)
+    )
+    retention = found.kept / options.video_tokens
+    for batch in sorted({1, min(found.batch, MAX_RUNNING_REQUESTS)} - {0}):
+        reports = [
+            what_would_pruning_buy(
+                large,
+                small,
+                rates,
+                options.video_tokens,
+                TEXT_TOKENS,
+                retention,
+                options.accept_length,
+                DEFAULT_NUM_STEPS,
+                DEFAULT_NUM_STEPS + 1,
+                batch,
+                length,
+                query_rows=config.max_query_rows,
+            )
+            for length in ANSWER_LENGTHS
+        ]
+        at = f"{batch} request{_s(batch)}"
+        decode = [report.pruned.decode_speedup for report in reports]
+        least = options.accept_length / decode[0]
+        yield Figure(
+            f"decoding, {at}",
+            _by_length(decode),
+            f"roofline of {rates.name}: bytes and operations of a round of "
+            f"{DEFAULT_NUM_STEPS} draft steps at the data sheet's rates, an accept length of "
+            f"{options.accept_length:g} assumed; gains above {least:.2f}",
+        )
+        first = reports[0]
+        yield Figure(
+            f"end to end, {at}",
+            _by_length([report.pruned.end_to_end_speedup for report in reports]),
+            f"with the first token after {first.pruned.time_to_first_token:.2f} s (vision, prefill "
+            f"and scores) and {first.pruned.draft_start_seconds:.2f} s for the draft's vision and "
+            "prefill; times are lower bounds: no launches, host work or communication",
+        )
+
+
+def _by_length(values: list[float]) -> str:
+    pairs = zip(ANSWER_LENGTHS, values, strict=True)
+    return ", ".join(f"{length} tokens {value:.2f}x" for length, value in pairs)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _size(count: float) -> str:
+    if abs(count) >= GIB / 10:
+        return f"{count / GIB:.2f} GiB"
+    return f"{count / MIB:.2f} MiB"
+
+
+def _show(console: Console, figure: Figure) -> None:
+    if not console.is_terminal:
+        for label, text in ((figure.name, figure.value), ("", figure.how)):
+            console.print(Text(f"{label:<{_WIDTH}}  {text}"), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for width in (_WIDTH, None):
+        grid.add_column(width=width)
+    grid.add_row(figure.name, Text(figure.value))
+    grid.add_row("", Text(figure.how, style="dim"))
+    console.print(grid)

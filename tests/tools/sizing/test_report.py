@@ -1,0 +1,127 @@
+"""`specvlm doctor --video-tokens`: figures of published pairs, each with how it was computed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from specvlm_sglang.tools import cli, demo
+
+PAIR = ("--target", "Qwen/Qwen2.5-VL-32B-Instruct", "--draft", "Qwen/Qwen2.5-VL-7B-Instruct")
+NAMES = (
+    "target",
+    "draft",
+    "weights",
+    "target KV",
+    "draft KV",
+    "scoring",
+    "vision tower's peak",
+    "draft's features",
+    "for KV caches",
+    "room left",
+    "largest batch",
+    "decoding, 1 request",
+    "end to end, 1 request",
+    "decoding, 23 requests",
+    "end to end, 23 requests",
+)
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    status = cli.main(["doctor", *arguments])
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def figures(text: str) -> dict[str, tuple[str, str]]:
+    """Value and explanation of each figure, by its name."""
+    lines = text.splitlines()[:-1]
+    found = {}
+    for value, how in zip(lines[::2], lines[1::2], strict=True):
+        name = re.split(r"  +", value)[0]
+        assert how.startswith("  "), how
+        found[name] = (value.removeprefix(name).strip(), how.strip())
+    return found
+
+
+def test_a_published_pair_is_sized_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = doctor(
+        capsys, *PAIR, "--tp", "4", "--gpu-memory", "80", "--video-tokens", "25000"
+    )
+    assert status == 0, text
+    found = figures(text)
+    assert tuple(found) == NAMES
+    assert all(len(how) > 15 for _, how in found.values())
+    assert found["weights"][0] == "target 15.58 GiB, draft 3.86 GiB a GPU"
+    assert found["target KV"][0].startswith("64.0 KiB a token, 1.56 GiB a request")
+    assert found["largest batch"][0].startswith("23 requests at once")
+    for name in ("decoding, 1 request", "end to end, 1 request"):
+        gains = [float(gain) for gain in re.findall(r"tokens ([\d.]+)x", found[name][0])]
+        assert len(gains) == 5
+    # The longer the answer, the less the start of the draft weighs.
+    assert gains == sorted(gains)
+    assert 1 < gains[0] < gains[-1] < 4
+    assert text.endswith("Fits.\n")
+
+
+def test_the_shipped_pair_is_sized_by_its_files(capsys: pytest.CaptureFixture[str]) -> None:
+    models = ("--target", str(demo.target_path()), "--draft", str(demo.draft_path()))
+    status, text = doctor(capsys, *models, "--video-tokens", "2048", "--gpu", "L40S")
+    assert status == 0, text
+    found = figures(text)
+    assert "weight files" in found["target"][1]
+    assert found["weights"][0].startswith("target 7.95 MiB, draft 1.14 MiB")
+    assert found["for KV caches"][1].startswith("48 GiB x ")
+
+
+def test_a_pair_that_does_not_fit_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = doctor(capsys, *PAIR, "--gpu-memory", "48", "--video-tokens", "25000")
+    assert status == 1
+    assert text.endswith("Does not fit: more GPUs (--tp), or a smaller pair.\n")
+
+
+def test_an_accept_length_raises_the_gain_in_proportion(capsys: pytest.CaptureFixture[str]) -> None:
+    gains = {}
+    for length in ("2", "4"):
+        more = ("--tp", "4", "--video-tokens", "8000", "--accept-length", length)
+        value, how = figures(doctor(capsys, *PAIR, *more)[1])["decoding, 1 request"]
+        gains[length] = float(re.findall(r"256 tokens ([\d.]+)x", value)[0])
+        assert f"an accept length of {length} assumed" in how
+    assert gains["4"] == pytest.approx(2 * gains["2"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--video-tokens", "0"), "--video-tokens 0 must be at least 1"),
+        (("--video-tokens", "9", "--tp", "0"), "--tp 0 must be at least 1"),
+        (("--video-tokens", "9", "--tp", "3"), "--tp 3 must divide the 40 heads of Qwen/Qwen2.5"),
+        (("--video-tokens", "9", "--gpu-memory", "-1"), "--gpu-memory -1.0 must be 4 to 4096"),
+        (("--video-tokens", "9", "--gpu-memory", "nan"), "--gpu-memory nan must be 4 to 4096"),
+        (("--video-tokens", "9", "--accept-length", "5"), "--accept-length 5.0 must be 1 to 4"),
+    ],
+)
+def test_a_value_out_of_range_is_named(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = doctor(capsys, *PAIR, *arguments)
+    assert status == 1
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--video-tokens", "9", "--target", "t"), "--video-tokens needs --target and --draft"),
+        (("--tp", "2", *PAIR), "--tp needs --video-tokens"),
+        (("--gpu-memory", "80", *PAIR), "--gpu-memory needs --video-tokens"),
+    ],
+)
+def test_flags_that_belong_together_are_asked_for(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
