@@ -200,11 +200,12 @@ def test_every_setting_is_a_keyword_of_an_engine() -> None:
         "specvlm_exact_vision": True,
         "specvlm_positions": "original",
         "specvlm_audit": 0.25,
+        "specvlm_draft": "self",
     }
     assert list(given) == [f"specvlm_{name}" for name in FIELDS]
     export_keywords(given)
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 1.0, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25
+        0.2, 1.0, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25, "self"
     )
 
 
