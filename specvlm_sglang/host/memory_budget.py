@@ -68,6 +68,10 @@ def install_in_scheduler(algorithm: str, settings: Callable[[], DraftPool]) -> N
             draft = record.draft_model_config
             if getattr(spec_algorithm, "name", None) != algorithm or draft is None:
                 return record
+            if not _names_a_draft():
+                # SGLang takes a target's own head for many tokens for the draft.
+                record.eagle_draft_num_layers = 0
+                return record
             pool = settings()
             if pool.draft_kv_tokens is not None:
                 record.eagle_draft_num_layers = 0
@@ -109,6 +113,13 @@ def install_in_scheduler(algorithm: str, settings: Callable[[], DraftPool]) -> N
     replace_function(
         "sglang.srt.model_executor.pool_configurator", "DefaultPoolConfigurator.__init__", take_off
     )
+
+
+def _names_a_draft() -> bool:
+    """Whether there is a draft model; without one the target drafts for itself."""
+    from sglang.srt.runtime_context import get_spec
+
+    return get_spec().speculative_draft_model_path is not None
 
 
 def _kv_width(model_config: Any) -> int:

@@ -76,6 +76,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("SPECVLM_RETENTION", "SPECVLM_POLICY", "SPECVLM_DRAFT_KV_TOKENS"):
         monkeypatch.delenv(name, raising=False)
     ranks(monkeypatch, 1)
+    draft_at(monkeypatch, "draft")
     with unhooked(TARGET, CONFIGURATOR):
 
         def resolve(
@@ -93,6 +94,11 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def ranks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(runtime_context, "get_parallel", lambda: SimpleNamespace(attn_tp_size=size))
+
+
+def draft_at(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
+    spec = SimpleNamespace(speculative_draft_model_path=path)
+    monkeypatch.setattr(runtime_context, "get_spec", lambda: spec)
 
 
 def install() -> None:
@@ -184,3 +190,13 @@ def test_a_process_without_model_runners_is_left_alone(monkeypatch: pytest.Monke
         before = spec_aux_hidden_state.resolve_spec_aux_hidden_state_config
         install()
         assert spec_aux_hidden_state.resolve_spec_aux_hidden_state_config is before
+
+
+@pytest.mark.usefixtures("scheduler")
+def test_nothing_is_kept_back_where_the_target_drafts_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install()
+    assert layers_kept_back("SPECVLM") > 0
+    draft_at(monkeypatch, None)
+    assert layers_kept_back("SPECVLM") == 0

@@ -246,11 +246,13 @@ def test_other_shapes_and_ranks_give_the_targets_own_tokens(
             assert tuple(answer.output_ids) == case.expected, (chosen, case.messages)
             assert report(answer)["cold"] is None
             histogram = meta(answer)["spec_correct_drafts_histogram"]
-            if chosen["retention"] == 1.0 and shape != "steps that pay":
-                assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
+            if chosen["retention"] < 1 or shape == "steps that pay":
+                continue
+            # A tree's nodes are those that the draft believes most, not the deepest.
+            missed = histogram[:1] if shape == "tree" else histogram[:-1]
+            assert sum(missed) <= 1, (case.messages, histogram)
     assert used_tokens(server) == 0
-    if shape == "steps that pay":
-        assert {"0", "3"} <= set(state(server)["pace"]["round_seconds"])
+    assert (state(server)["pace"] is not None) == (shape == "steps that pay")
 
 
 @pytest.mark.slow

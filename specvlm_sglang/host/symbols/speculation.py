@@ -356,6 +356,7 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             "eagle_draft_num_layers",
         ),
         Symbol("sglang.srt.runtime_context:get_parallel"),
+        Symbol("sglang.srt.runtime_context:get_spec"),
     ),
     "min-p": (
         Symbol("sglang.srt.speculative.eagle_utils:tree_speculative_sampling_target_only"),

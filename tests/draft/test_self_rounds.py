@@ -1,0 +1,104 @@
+"""A target that drafts for itself in SGLang's own scheduler, without a server around it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import hf, one_process
+
+NEW_TOKENS = 24
+SHAPES = {
+    "chain": ("--speculative-num-steps", "3"),
+    "one step": ("--speculative-num-steps", "1"),
+    "tree": (
+        *("--speculative-num-steps", "4"),
+        *("--speculative-eagle-topk", "4"),
+        *("--speculative-num-draft-tokens", "16"),
+    ),
+    "steps that pay, chunked": (
+        *("--speculative-num-steps", "3", "--speculative-adaptive"),
+        *("--chunked-prefill-size", "16"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    chance = random.Random(3)
+    return [[chance.randrange(5, 300) for _ in range(length)] for length in (7, 23, 40, 61, 12, 33)]
+
+
+@pytest.fixture(scope="module")
+def expected(vl_target: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """What transformers answers, past any end token."""
+    model = hf.load_model(vl_target)
+    found = []
+    with torch.no_grad():
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            for _ in range(NEW_TOKENS):
+                newest = model(input_ids=ids).logits[0, -1].argmax().view(1, 1)
+                ids = torch.cat([ids, newest], dim=1)
+            found.append(ids[0, len(prompt) :].tolist())
+    return found
+
+
+def check(
+    target: Path,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    shape: str,
+    hidden: float,
+    ranks: int = 1,
+) -> list[list[int]]:
+    """Serve alone and together, compare, and return the histograms of right drafts."""
+    line = ("--dtype", "float32", "--speculative-algorithm", "SPECVLM", *SHAPES[shape])
+    groups = [prompts[:1], prompts[3:4], prompts]
+    histograms = []
+    for found in one_process.run(
+        target,
+        (*line, "--max-total-tokens", "4096"),
+        groups,
+        new_tokens=NEW_TOKENS,
+        hidden=hidden,
+        ranks=ranks,
+    ):
+        wanted = [expected[:1], expected[3:4], expected]
+        assert [[one["ids"] for one in group] for group in found["answers"]] == wanted
+        assert not [one for group in found["answers"] for one in group if one["cold"]]
+        assert len(set(found["free"])) == 1, found["free"]
+        histograms += [one["histogram"] for group in found["answers"] for one in group]
+    return histograms
+
+
+def test_a_chain_that_reads_everything_is_always_accepted(
+    vl_target: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    for histogram in check(vl_target, prompts, expected, "chain", 0.0):
+        # The last round may end at the token limit; no other rejects anything.
+        assert sum(histogram[:-1]) <= 1, histogram
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_draft_does_not_read_changes_no_token(
+    vl_target: Path, prompts: list[list[int]], expected: list[list[int]], shape: str
+) -> None:
+    histograms = check(vl_target, prompts, expected, shape, 0.3)
+    rejected = sum(sum(histogram[:-1]) for histogram in histograms)
+    right = sum(sum(histogram[1:]) for histogram in histograms)
+    assert rejected > 0
+    assert right > 0
+
+
+@pytest.mark.slow
+def test_two_ranks_draft_and_answer_the_same(
+    vl_target: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    histograms = check(vl_target, prompts, expected, "chain", 0.3, ranks=2)
+    half = len(histograms) // 2
+    assert histograms[:half] == histograms[half:]
