@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sglang.srt.runtime_context import get_device, get_parallel, get_schedule, get_spec
@@ -23,6 +23,7 @@ from specvlm_sglang.draft.start import DraftStart
 from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
 from specvlm_sglang.host.mrope import MRopeDeltas
+from specvlm_sglang.host.phase_spans import PhaseSpans
 from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
 from specvlm_sglang.lossless.parameters import looks_back
@@ -65,7 +66,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self.requests = Requests(self.config, family)
         rank_zero = get_parallel().tp_rank == 0
         self.observer = Observer(prometheus=server_args.enable_metrics and rank_zero)
-        self.phases = PhaseClock(self.device)
+        self.spans = PhaseSpans() if server_args.enable_trace else None
+        self.phases = PhaseClock(self.device, None if self.spans is None else self.spans.add)
         drafts_itself = get_spec().speculative_draft_model_path is None
         if drafts_itself:
             self._draft_worker = SelfDraftWorker(
@@ -191,11 +193,16 @@ class SpecVLMWorker(StandaloneWorkerV2):
         pp_proxy_tensors: Any = None,
     ) -> Any:
         """A prefill, or a round: drafts that are due begin at its head."""
-        if batch.forward_mode.is_decode():
-            self._begin_round(batch)
-        return super().forward_batch_generation(
-            batch, on_publish, grammar_barrier, pp_proxy_tensors
-        )
+        with self._traced(batch.reqs):
+            if batch.forward_mode.is_decode():
+                self._begin_round(batch)
+            return super().forward_batch_generation(
+                batch, on_publish, grammar_barrier, pp_proxy_tensors
+            )
+
+    def _traced(self, reqs: Sequence[Any]) -> AbstractContextManager[None]:
+        """Phases within are spans of these requests, where SGLang traces."""
+        return nullcontext() if self.spans is None else self.spans.of(reqs)
 
     def _begin_round(self, batch: Any) -> None:
         """Choose the steps, and see to it that every draft knows what it drafts after."""
@@ -263,6 +270,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         with (
             draft_tp_context(self.draft_worker.parallel_layout),
             spec_stage_span("draft_extend"),
+            self._traced([one.req for one in due]),
         ):
             self._start.begin(batch, due, drafted)
 

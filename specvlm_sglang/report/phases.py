@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,12 +34,19 @@ class PhaseClock:
     ----------
     device
         Device of the models, for example ``"cpu"`` or ``"cuda"``.
+    heard_by
+        Called at the end of each phase with its name, when it began and ended, and the seconds
+        between that were its own; what was counted aside comes once, from its first to its last.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self, device: str, heard_by: Callable[[str, float, float, float], None] | None = None
+    ) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.calls = dict.fromkeys(PHASES, 0)
         self._aside = 0.0
+        self._heard_by = heard_by
+        self._set_aside: dict[str, tuple[float, float, float]] = {}
         self._sync = device != "cpu" and os.environ.get(SYNC_VARIABLE, "0") == "1"
 
     @contextmanager
@@ -49,9 +56,15 @@ class PhaseClock:
         try:
             yield
         finally:
-            elapsed = self._now() - started
-            self.seconds[phase] += elapsed - (self._aside - aside)
+            ended = self._now()
+            own = ended - started - (self._aside - aside)
+            self.seconds[phase] += own
             self.calls[phase] += 1
+            if self._heard_by is not None:
+                for other, times in self._set_aside.items():
+                    self._heard_by(other, *times)
+                self._set_aside.clear()
+                self._heard_by(phase, started, ended, own)
 
     @contextmanager
     def aside(self, phase: str) -> Iterator[None]:
@@ -60,9 +73,13 @@ class PhaseClock:
         try:
             yield
         finally:
-            elapsed = self._now() - started
+            ended = self._now()
+            elapsed = ended - started
             self.seconds[phase] += elapsed
             self._aside += elapsed
+            if self._heard_by is not None:
+                first, _, before = self._set_aside.get(phase, (started, ended, 0.0))
+                self._set_aside[phase] = (first, ended, before + elapsed)
 
     def _now(self) -> float:
         if self._sync:

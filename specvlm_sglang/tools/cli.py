@@ -86,8 +86,8 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.sglang is not None:
         from specvlm_sglang.tools.sglang_source import examine_source
 
-        if options.target is not None or options.draft is not None:
-            options.refuse("--sglang goes without --target and --draft")
+        if not (options.target is options.draft is options.video_tokens is None):
+            options.refuse("--sglang goes without --target, --draft and --video-tokens")
         return examine_source(options.sglang)
     if options.video_tokens is not None:
         from specvlm_sglang.tools.sizing.report import size_pair
@@ -95,9 +95,9 @@ def _doctor(options: argparse.Namespace) -> int:
         if options.target is None or options.draft is None:
             options.refuse("--video-tokens needs --target and --draft")
         return size_pair(options, Console())
-    for flag, value in (("--tp", options.tp), ("--gpu-memory", options.gpu_memory)):
-        if value is not None:
-            options.refuse(f"{flag} needs --video-tokens")
+    for name in ("tp", "gpu", "gpu_memory", "accept_length"):
+        if getattr(options, name) is not None:
+            options.refuse(f"--{name.replace('_', '-')} needs --video-tokens")
     from specvlm_sglang.tools.doctor import examine
 
     if options.target is None and options.draft is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from sglang.srt import plugins
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.server_args import ServerArgs
 
@@ -62,6 +63,22 @@ def test_installing_twice_takes_them_once(exported: list[dict[str, Any]]) -> Non
     assert len(exported) == 1
 
 
+def test_where_plugins_are_loaded_before_the_engines_module_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Mapping[str, Any]] = []
+    with unhooked(RECORD, ("sglang.srt.plugins", "load_plugins")):
+        module = sys.modules[RECORD[0]]
+        monkeypatch.delitem(sys.modules, RECORD[0])
+        engine_keywords.install(seen.append)
+        plugins.load_plugins()
+        assert Engine.server_args_class is ServerArgs
+        monkeypatch.setitem(sys.modules, RECORD[0], module)
+        plugins.load_plugins()
+        record_of(model_path="none", specvlm_audit=1.0)
+    assert seen == [{"specvlm_audit": 1.0}]
+
+
 FIRST_ENGINE = """
 {early}
 from sglang.srt.entrypoints.engine import Engine
@@ -73,6 +90,7 @@ except ValueError as error:
 EARLY = "from sglang.srt.plugins import load_plugins; load_plugins()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", ["", EARLY], ids=["first", "plugins loaded before"])
 def test_the_first_engine_of_a_process_refuses_a_value_by_its_keyword(early: str) -> None:
     # Its plugins are loaded within its construction; or before SGLang's engine was imported.

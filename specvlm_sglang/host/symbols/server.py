@@ -6,6 +6,7 @@ from specvlm_sglang.host.symbol import Symbol, fields
 
 _PROTOCOL = "sglang.srt.entrypoints.openai.protocol"
 _REQUEST = "sglang.srt.managers.io_struct:GenerateReqInput"
+_STATS = "sglang.srt.observability.req_time_stats"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager"
 
 SERVER: dict[str, tuple[Symbol, ...]] = {
@@ -16,6 +17,14 @@ SERVER: dict[str, tuple[Symbol, ...]] = {
     ),
     "plugin loading": (Symbol("sglang.srt.plugins:load_plugins"),),
     "engine keywords": (Symbol("sglang.srt.entrypoints.engine:Engine.server_args_class"),),
+    "phase spans": (
+        Symbol(f"{_STATS}:RequestStageConfig", ("stage_name", "level")),
+        Symbol(
+            f"{_STATS}:ReqTimeStatsBase.trace_slice", ("stage", "start_time", "end_time", "attrs")
+        ),
+        Symbol("sglang.srt.managers.schedule_batch:Req.time_stats"),
+        Symbol("sglang.srt.server_args:ServerArgs.enable_trace"),
+    ),
     "requests": (
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.verify", ("vocab_size",)),
         Symbol("sglang.srt.sampling.sampling_params:SamplingParams.custom_params"),

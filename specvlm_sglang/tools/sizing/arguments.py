@@ -17,15 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--video-tokens", type=int, metavar="N", help="video tokens of a request")
     group.add_argument("--tp", type=int, help="GPUs that share the pair (default: 1)")
+    group.add_argument("--gpu", choices=sorted(HARDWARE), help="its rates (default: H100)")
     group.add_argument(
-        "--gpu", choices=sorted(HARDWARE), default="H100", help="its rates (default: %(default)s)"
+        "--gpu-memory", type=float, metavar="GIB", help="memory of one GPU (default: that GPU's)"
     )
-    group.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of one GPU")
     group.add_argument(
         "--accept-length",
         type=float,
-        default=3.0,
         metavar="TOKENS",
         help=f"tokens of a verify round, bonus included, at most {DEFAULT_NUM_STEPS + 1}: an "
-        "assumption (default: %(default)s)",
+        "assumption (default: 3)",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +40,59 @@ class Figure:
     how: str
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is sized for.
+
+    Attributes
+    ----------
+    video_tokens
+        Of a request.
+    tp
+        GPUs that share the pair.
+    gpu
+        A name of `HARDWARE`.
+    gpu_gib
+        Memory of one.
+    accept_length
+        Tokens of a verify round, bonus included, assumed.
+    """
+
+    video_tokens: int
+    tp: int
+    gpu: str
+    gpu_gib: float
+    accept_length: float
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Setting:
+        """From the flags; raises `ToolError` for a value out of range."""
+        gpu = options.gpu or "H100"
+        given = {
+            "--video-tokens": options.video_tokens,
+            "--tp": _given(options.tp, 1),
+            "--gpu-memory": _given(options.gpu_memory, MEMORY_GIB[gpu]),
+            "--accept-length": _given(options.accept_length, 3.0),
+        }
+        for flag, (least, most) in _RANGES.items():
+            if not least <= given[flag] <= most:
+                raise ToolError(f"{flag} {given[flag]} must be {least} to {most:,}")
+        video, tp, memory, accepted = given.values()
+        return cls(video, tp, gpu, memory, accepted)
+
+
+_RANGES = {
+    "--video-tokens": (1, 10_000_000),
+    "--tp": (1, 1024),
+    "--gpu-memory": (4, 4096),
+    "--accept-length": (1, DEFAULT_NUM_STEPS + 1),
+}
+
+
+def _given(value: float | None, default: float) -> Any:
+    return default if value is None else value
+
+
 def size_pair(options: argparse.Namespace, console: Console) -> int:
     """Print the figures; returns 0 where one request fits, else 1.
 
@@ -47,59 +101,35 @@ def size_pair(options: argparse.Namespace, console: Console) -> int:
     ToolError
         A model that is not known, or a value out of range.
     """
-    tp = 1 if options.tp is None else options.tp
-    _check(options, tp)
-    target, draft = (
-        model_of(name, flag)
-        for name, flag in ((options.target, "--target"), (options.draft, "--draft"))
-    )
-    config = SpecVLMConfig.from_environment()
-    memory = options.gpu_memory or MEMORY_GIB[options.gpu]
+    setting = Setting.of(options)
+    target = model_of(options.target, "--target")
+    draft = model_of(options.draft, "--draft")
     for model in (target, draft):
         heads = model.dimensions.q_heads
-        if heads % tp:
-            raise ToolError(f"--tp {tp} must divide the {heads} heads of {model.name}")
-    found = sizes(target, draft, config, tp=tp, gpu_gib=memory, video=options.video_tokens)
-    figures = [
-        *_memory(target, draft, found, config, tp, memory, options.video_tokens),
-        *_speed(target, draft, found, config, options, tp),
-    ]
-    for figure in figures:
+        if heads % setting.tp:
+            raise ToolError(f"--tp {setting.tp} must divide the {heads} heads of {model.name}")
+    config = SpecVLMConfig.from_environment()
+    found = sizes(
+        target,
+        draft,
+        config,
+        tp=setting.tp,
+        gpu_gib=setting.gpu_gib,
+        video=setting.video_tokens,
+    )
+    for figure in (
+        *_memory(target, draft, found, config, setting),
+        *_speed(target, draft, found, config, setting),
+    ):
         _show(console, figure)
     console.print("Fits." if found.batch else "Does not fit: more GPUs (--tp), or a smaller pair.")
     return 0 if found.batch else 1
 
 
-def _check(options: argparse.Namespace, tp: int) -> None:
-    most = DEFAULT_NUM_STEPS + 1
-    for flag, value, fits, allowed in (
-        ("--video-tokens", options.video_tokens, options.video_tokens >= 1, "at least 1"),
-        ("--tp", tp, tp >= 1, "at least 1"),
-        (
-            "--accept-length",
-            options.accept_length,
-            1 <= options.accept_length <= most,
-            f"1 to {most}",
-        ),
-        ("--gpu-memory", options.gpu_memory, _is_memory(options.gpu_memory), "4 to 4096 (GiB)"),
-    ):
-        if not fits:
-            raise ToolError(f"{flag} {value} must be {allowed}")
-
-
-def _is_memory(gib: float | None) -> bool:
-    return gib is None or 4 <= gib <= 4096
-
-
 def _memory(
-    target: Model,
-    draft: Model,
-    found: Sizes,
-    config: SpecVLMConfig,
-    tp: int,
-    memory: float,
-    video: int,
+    target: Model, draft: Model, found: Sizes, config: SpecVLMConfig, setting: Setting
 ) -> Iterator[Figure]:
+    tp, memory, video = setting.tp, setting.gpu_gib, setting.video_tokens
     for role, model in (("target", target), ("draft", draft)):
         yield Figure(role, model.name, model.source)
     parts = "" if tp == 1 else f", / {tp} GPUs"
@@ -165,14 +195,9 @@ def _memory(
 
 
 def _speed(
-    target: Model,
-    draft: Model,
-    found: Sizes,
-    config: SpecVLMConfig,
-    options: argparse.Namespace,
-    tp: int,
+    target: Model, draft: Model, found: Sizes, config: SpecVLMConfig, setting: Setting
 ) -> Iterator[Figure]:
-    one = HARDWARE[options.gpu]
+    one, tp, accepted = HARDWARE[setting.gpu], setting.tp, setting.accept_length
     rates = Hardware(one.bytes_per_second * tp, one.flops_per_second * tp, f"{tp} x {one.name}")
     # Weights of 8 or 4 bits are read as such.
     large, small = (
@@ -182,17 +207,17 @@ def _speed(
         )
         for model in (target, draft)
     )
-    retention = found.kept / options.video_tokens
+    retention = found.kept / setting.video_tokens
     for batch in sorted({1, min(found.batch, MAX_RUNNING_REQUESTS)} - {0}):
         reports = [
             what_would_pruning_buy(
                 large,
                 small,
                 rates,
-                options.video_tokens,
+                setting.video_tokens,
                 TEXT_TOKENS,
                 retention,
-                options.accept_length,
+                accepted,
                 DEFAULT_NUM_STEPS,
                 DEFAULT_NUM_STEPS + 1,
                 batch,
@@ -203,13 +228,13 @@ def _speed(
         ]
         at = f"{batch} request{_s(batch)}"
         decode = [report.pruned.decode_speedup for report in reports]
-        least = options.accept_length / decode[0]
+        least = accepted / decode[0]
         yield Figure(
             f"decoding, {at}",
             _by_length(decode),
             f"roofline of {rates.name}: bytes and operations of a round of "
             f"{DEFAULT_NUM_STEPS} draft steps at the data sheet's rates, an accept length of "
-            f"{options.accept_length:g} assumed; gains above {least:.2f}",
+            f"{accepted:g} assumed; gains above {least:.2f}",
         )
         first = reports[0]
         yield Figure(

@@ -94,11 +94,11 @@ def test_an_accept_length_raises_the_gain_in_proportion(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--video-tokens", "0"), "--video-tokens 0 must be at least 1"),
-        (("--video-tokens", "9", "--tp", "0"), "--tp 0 must be at least 1"),
+        (("--video-tokens", "0"), "--video-tokens 0 must be 1 to 10,000,000"),
+        (("--video-tokens", "9", "--tp", "0"), "--tp 0 must be 1 to 1,024"),
         (("--video-tokens", "9", "--tp", "3"), "--tp 3 must divide the 40 heads of Qwen/Qwen2.5"),
-        (("--video-tokens", "9", "--gpu-memory", "-1"), "--gpu-memory -1.0 must be 4 to 4096"),
-        (("--video-tokens", "9", "--gpu-memory", "nan"), "--gpu-memory nan must be 4 to 4096"),
+        (("--video-tokens", "9", "--gpu-memory", "-1"), "--gpu-memory -1.0 must be 4 to 4,096"),
+        (("--video-tokens", "9", "--gpu-memory", "nan"), "--gpu-memory nan must be 4 to 4,096"),
         (("--video-tokens", "9", "--accept-length", "5"), "--accept-length 5.0 must be 1 to 4"),
     ],
 )
@@ -116,6 +116,9 @@ def test_a_value_out_of_range_is_named(
         (("--video-tokens", "9", "--target", "t"), "--video-tokens needs --target and --draft"),
         (("--tp", "2", *PAIR), "--tp needs --video-tokens"),
         (("--gpu-memory", "80", *PAIR), "--gpu-memory needs --video-tokens"),
+        (("--gpu", "H200", *PAIR), "--gpu needs --video-tokens"),
+        (("--accept-length", "2", *PAIR), "--accept-length needs --video-tokens"),
+        (("--sglang", ".", "--video-tokens", "9"), "--sglang goes without --target, --draft and"),
     ],
 )
 def test_flags_that_belong_together_are_asked_for(
