@@ -31,7 +31,12 @@ def shared_memory_of(pids: set[int]) -> set[str]:
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
             found |= {line.split()[-1] for line in lines if str(SHARED_MEMORY) in line}
-    return {name for name in found if name.startswith(str(SHARED_MEMORY))}
+    # SGLang's loads of a server's schedulers, a small file, stay behind without a plugin too.
+    return {
+        name
+        for name in found
+        if name.startswith(str(SHARED_MEMORY)) and not Path(name).name.startswith("sglang_loads_")
+    }
 
 
 def assert_gone(session: int, port: int, shared: set[str]) -> None:
