@@ -211,9 +211,11 @@ class CostModelPolicy:
         saved = 0.0
         for steps in self._candidates:
             seconds = self.costs.estimate(size, steps).seconds
+            each = self.acceptance.tokens(steps)
+            # The last round gives more than is wanted, by half of what a round adds on average.
+            rounds = (tokens + (each - 1) / 2) / each
             # Others may have drafts: without one of its own it takes part in their rounds.
-            each = min(plain, seconds) - seconds / self.acceptance.tokens(steps)
-            saved = max(saved, tokens * each)
+            saved = max(saved, tokens * min(plain, seconds) - rounds * seconds)
         self._refused = (self._refused + 1) % REFUSALS
         if saved > self.start_seconds * batch_size or not self._refused:
             self._refused = 0

@@ -200,11 +200,13 @@ def started(start_seconds: float) -> CostModelPolicy:
 
 
 def test_a_draft_begins_where_it_saves_more_than_all_of_the_batch_waits() -> None:
-    # 3 steps take 1.3 s by interpolation and give 3 tokens: 0.57 s saved for each.
-    assert started(1.0).pays(2, 1)
-    assert not started(1.2).pays(2, 1)
-    assert not started(1.0).pays(2, 4)
+    # 3 steps take 1.3 s by interpolation and give 3 tokens: 8 need 3 rounds, and 2 need 1.
+    assert started(4.0).pays(8, 1)
+    assert not started(4.2).pays(8, 1)
+    assert started(0.6).pays(2, 1)
+    assert not started(0.8).pays(2, 1)
     assert started(1.0).pays(8, 4)
+    assert not started(1.1).pays(8, 4)
     assert CostModelPolicy(CANDIDATES).pays(2, 64), "nothing is known of what a beginning takes"
     # What two drafts took together is shared; later ones move the mean.
     rule = started(1.0)
