@@ -16,7 +16,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "deciding": {
         "workloads": ("2k-short", "2k-128", "2k", "2k-x4", "2k-x8", "8k", "16k"),
         "configurations": [
-            *("plain", "ngram", "unpruned", "specvlm-0.25", "specvlm-0.1", "specvlm-0.05"),
+            *("plain", "unpruned", "specvlm-0.25", "specvlm-0.1", "specvlm-0.05"),
             *("specvlm-spread-0.1", "unpruned-tree", "specvlm-0.1-tree"),
         ],
         "rounds": 5,

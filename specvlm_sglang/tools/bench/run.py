@@ -18,7 +18,13 @@ from rich.text import Text
 from specvlm_sglang.models.configs import read_config
 from specvlm_sglang.tools.bench import against
 from specvlm_sglang.tools.bench.bars import bars
-from specvlm_sglang.tools.bench.configurations import MAIN, PLAIN, Configuration, configuration
+from specvlm_sglang.tools.bench.configurations import (
+    MAIN,
+    NGRAM,
+    PLAIN,
+    Configuration,
+    configuration,
+)
 from specvlm_sglang.tools.bench.environment import environment
 from specvlm_sglang.tools.bench.measure import Record, draft_slots, measure, rotated, warm_up
 from specvlm_sglang.tools.bench.report import Report, show, write
@@ -44,6 +50,7 @@ from specvlm_sglang.tools.bench.workloads import (
 )
 from specvlm_sglang.tools.client import specvlm_state
 from specvlm_sglang.tools.errors import ToolError
+from specvlm_sglang.tools.launch import on_gpu
 from specvlm_sglang.tools.needs import model_needs
 from specvlm_sglang.tools.pair import Pair, choose_pair
 from specvlm_sglang.tools.server import Server, wait_until_ready
@@ -194,6 +201,10 @@ def _check(options: argparse.Namespace) -> None:
     chosen = [configuration(name) for name in options.configurations or [PLAIN]]
     if all(c.server != PLAIN for c in chosen):
         raise ToolError(f"--configurations must contain {PLAIN}: everything is compared with it")
+    if any(c.server == NGRAM for c in chosen) and not on_gpu():
+        raise ToolError(
+            f"--configurations {NGRAM} needs a GPU: SGLang's n-gram worker loads CUDA kernels"
+        )
     if options.resume and options.out is None:
         raise ToolError("--resume needs --out, the folder of the run to go on with")
     if not 0 <= options.top_p <= 1:

@@ -104,10 +104,14 @@ def test_the_list_names_workloads_and_configurations(capsys: pytest.CaptureFixtu
         (("--against", "nowhere"), "--against nowhere: nowhere/results.json cannot be read"),
         (("--bars", "best"), "'best' must be one of plain"),
         (("--configurations", "unpruned"), "must contain plain"),
+        (("--configurations", "plain", "ngram"), "--configurations ngram needs a GPU"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_measured_is_one_line(arguments: tuple[str, ...], said: str) -> None:
+def test_what_cannot_be_measured_is_one_line(
+    arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specvlm_sglang.tools.bench.run.on_gpu", lambda: False)
     message = refusal(*arguments)
     assert said in message
     assert len(message.splitlines()) == 1
