@@ -244,7 +244,10 @@ def test_other_shapes_and_ranks_give_the_targets_own_tokens(
         answers = ask_all(server, jobs, at_once=at_once)
         for (case, chosen), answer in zip(jobs, answers, strict=True):
             assert tuple(answer.output_ids) == case.expected, (chosen, case.messages)
-            assert report(answer)["cold"] is None
+            cold = report(answer)["cold"]
+            # Whether a draft of these tiny models pays is for the machine to say.
+            unpaid = shape == "steps that pay" and str(cold).startswith("would not pay")
+            assert cold is None or unpaid, cold
             histogram = meta(answer)["spec_correct_drafts_histogram"]
             if chosen["retention"] < 1 or shape == "steps that pay":
                 continue
