@@ -10,6 +10,7 @@ import torch
 import transformers
 from sglang.srt.arg_groups.memory_hook import adjust_mem_fraction_for_vlm
 
+from specvlm_sglang import algorithm
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.draft import features
 from specvlm_sglang.scoring import triton_scores
@@ -70,6 +71,7 @@ def test_a_token_limit_of_the_draft_is_its_kept_tokens() -> None:
 
 
 def test_the_sizes_of_served_parts_are_theirs() -> None:
+    assert memory.MAX_RUNNING_REQUESTS == algorithm.DEFAULT_MAX_RUNNING_REQUESTS
     assert memory.KEYS_PER_SPLIT == triton_scores.KEYS_PER_SPLIT
     assert memory.FEATURE_CACHE == (features.LEAST_CACHE_BYTES, features.CACHE_SHARE)
 
