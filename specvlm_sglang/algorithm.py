@@ -278,8 +278,6 @@ def why_not_adaptive(server_args: Any) -> str | None:
             f"--speculative-eagle-topk={server_args.speculative_eagle_topk} asks for a tree, and "
             "only chains change their length"
         )
-    if server_args.tp_size > 1:
-        return f"--tp-size={server_args.tp_size}: each rank would measure other times"
     return None
 
 

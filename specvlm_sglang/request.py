@@ -122,6 +122,10 @@ class RequestState:
         Rounds that its draft took part in, of the newest prefill.
     rounds
         Where verify rounds say what there is to say of them; None before the first prefill.
+    arrived
+        Whether it was decided, before its prefill, if a draft would pay.
+    begins_anyway
+        Its draft would not pay and begins, to be measured.
     """
 
     options: RequestOptions
@@ -134,6 +138,8 @@ class RequestState:
     behind: int = 0
     drafted_rounds: int = 0
     rounds: RoundEntries | None = None
+    arrived: bool = False
+    begins_anyway: bool = False
 
     @property
     def prunes(self) -> bool:
@@ -205,15 +211,18 @@ def tokens_to_come(req: Any, filled: int) -> int | None:
     return None if limit is None else max(0, limit - (filled - len(req.origin_input_ids) + 1))
 
 
-def would_not_pay(left: int) -> str:
-    """What `cold` says of an answer with so few tokens to come."""
-    return f"would not pay: {left} tokens to come at most"
+def would_not_pay(lengths: Sequence[int], left: int | None) -> str:
+    """What `cold` says of an answer that may get so many tokens, ``left`` at most."""
+    likely = round(sum(lengths) / len(lengths))
+    if left is not None and likely >= left:
+        return f"would not pay: {left} tokens to come at most"
+    return f"would not pay: about {likely} tokens to come"
 
 
 def _why_it_would_not_pay(req: Any, filled: int) -> str | None:
     """Why no draft can be worth its prefill: what plain decoding needs one pass for at most."""
     left = tokens_to_come(req, filled)
-    return None if left is None or left > 1 else would_not_pay(left)
+    return None if left is None or left > 1 else would_not_pay([left], left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,6 +353,9 @@ class Requests:
             logger.warning("SPECVLM: request %s has no draft: %r", req.rid, error)
             layout = unpruned(len(req.origin_input_ids))
             refusal = str(error) or type(error).__name__
+        if refusal is None and not options.detail:
+            # Its scores would be for nothing too.
+            refusal = _why_it_would_not_pay(req, len(req.origin_input_ids))
         kept = kept_tokens(
             layout.video_lengths, options.chosen, options.retention, options.draft_video_tokens
         )

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from sglang.srt.runtime_context import get_device, get_parallel, get_schedule, get_spec
@@ -16,6 +17,7 @@ from sglang.srt.speculative.spec_utils import draft_tp_context, get_plan_stream,
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from specvlm_sglang.config import SpecVLMConfig
+from specvlm_sglang.draft.demand import Demand
 from specvlm_sglang.draft.pace import CostModelPolicy, pace_of
 from specvlm_sglang.draft.self_draft import SelfDraftWorker
 from specvlm_sglang.draft.self_start import SelfStart
@@ -24,6 +26,7 @@ from specvlm_sglang.draft.worker import SpecVLMDraftWorker
 from specvlm_sglang.host import audit_hooks, min_p, scheduler_hooks, verification
 from specvlm_sglang.host.mrope import MRopeDeltas
 from specvlm_sglang.host.phase_spans import PhaseSpans
+from specvlm_sglang.host.ranks import of_first_rank
 from specvlm_sglang.lossless.audit.auditor import Auditor
 from specvlm_sglang.lossless.emitted import EmittedTokens
 from specvlm_sglang.lossless.parameters import looks_back
@@ -31,7 +34,13 @@ from specvlm_sglang.models import family_of, mrope_delta
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
 from specvlm_sglang.report.publish import publish, shown
-from specvlm_sglang.request import Complete, Requests, tokens_to_come, would_not_pay
+from specvlm_sglang.request import (
+    Complete,
+    Requests,
+    RequestState,
+    tokens_to_come,
+    would_not_pay,
+)
 from specvlm_sglang.scoring.chooser import Chooser
 from specvlm_sglang.scoring.scorer import Scorer
 from specvlm_sglang.scoring.warm_up import warm_up
@@ -85,10 +94,15 @@ class SpecVLMWorker(StandaloneWorkerV2):
             )
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self.pace: CostModelPolicy | None = None
+        self.demand = Demand()
         self.adaptive_controller = None
         if get_spec().speculative_adaptive:
             overlap = not server_args.disable_overlap_schedule
-            self.pace = pace_of(self.speculative_num_steps, overlap=overlap)
+            self.pace = pace_of(
+                self.speculative_num_steps,
+                overlap=overlap,
+                agreed=partial(of_first_rank, get_parallel().tp_group),
+            )
             self.adaptive_controller = AdaptiveController(self, self.pace)
         self.scorer = Scorer(target_worker.model_runner, self.phases, self.device)
         chooser = Chooser(self.scorer, self.phases, self.device)
@@ -154,9 +168,18 @@ class SpecVLMWorker(StandaloneWorkerV2):
         The rows are then always computed, and the scores never depend on the cache.
         """
         state = self.requests.of(req)
+        if self.pace is not None and state.needs_scores and not state.arrived:
+            self._decide_at_arrival(self.pace, req, state)
         if state.needs_scores and state.layout.query_rows:
             return state.layout.query_start
         return len(req.full_untruncated_fill_ids)
+
+    def _decide_at_arrival(self, pace: CostModelPolicy, req: Any, state: RequestState) -> None:
+        """Nobody computes scores, or what the radix cache has, for a draft that would not pay."""
+        state.arrived = True
+        self.demand.arrived()
+        filled = len(req.full_untruncated_fill_ids)
+        state.refusal = self._why_not(pace, req, state, self.demand.together, filled)
 
     def state(self) -> dict[str, Any]:
         """What ``/server_info`` shows of SPECVLM."""
@@ -209,7 +232,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         due = self.requests.due(batch.reqs)
         if self.pace is not None:
             due = self._worth_starting(self.pace, due, len(batch.reqs))
-            self.pace.idle = not due and not self._draft_worker.has_drafts(batch)
+            self.demand.round(batch.reqs)
+            self.pace.expect(self._drafted_rounds(batch, due))
             assert self.adaptive_controller is not None
             self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
             self.observer.steps(self.speculative_num_steps)
@@ -238,15 +262,38 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Those whose draft may save more than it takes; the others are told why they get none."""
         worth = []
         for one in due:
-            left = tokens_to_come(one.req, one.filled)
-            if left is None or one.state.options.detail or pace.pays(left, batch_size):
+            reason = self._why_not(pace, one.req, one.state, batch_size, one.filled)
+            if reason is None:
                 worth.append(one)
                 continue
-            one.report.cold = would_not_pay(left)
+            one.report.cold = reason
             one.state.begun()
             self.observer.began(one.report)
             one.publish(shown(one.report, self.observer))
         return worth
+
+    def _why_not(
+        self, pace: CostModelPolicy, req: Any, state: RequestState, together: int, filled: int
+    ) -> str | None:
+        """Why a draft would not pay for a request of a round with ``together``, or None."""
+        if state.begins_anyway or state.options.detail:
+            return None
+        left = tokens_to_come(req, filled)
+        lengths = self.demand.lengths(filled - len(req.origin_input_ids) + 1, left)
+        scores = state.needs_scores and not state.scores.rows
+        if pace.pays(lengths, together, scores=scores):
+            return None
+        state.begins_anyway = pace.refused()
+        return None if state.begins_anyway else would_not_pay(lengths, left)
+
+    def _drafted_rounds(self, batch: Any, due: Sequence[Complete]) -> list[int | None]:
+        """In how many rounds each request's draft took part; None where it has none."""
+        begins, warm = {one.index for one in due}, self._draft_worker.warm(batch)
+        rounds = [self.requests.of(req).drafted_rounds for req in batch.reqs]
+        return [
+            before if warm[index] or index in begins else None
+            for index, before in enumerate(rounds)
+        ]
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """Nothing: the steps of a round are chosen at its head."""
@@ -288,7 +335,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         """Target prefill with scores; a completed prompt's draft begins with its first round."""
         if self.pace is not None:
             self.pace.interrupted()
-        self._arm_scores(batch)
+        scored = self._arm_scores(batch)
+        before = self.phases.seconds["scoring"]
         verification.resume(batch.sampling_info, batch.reqs, self.emitted)
         try:
             with self.phases("target_prefill"):
@@ -297,6 +345,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
                 )
         finally:
             self.scorer.running.disarm()
+        if self.pace is not None and scored:
+            self.pace.scored(self.phases.seconds["scoring"] - before, scored)
         output.new_seq_lens = batch.seq_lens
         if on_publish is not None:
             on_publish(output.new_seq_lens)
@@ -315,7 +365,8 @@ class SpecVLMWorker(StandaloneWorkerV2):
         self._draft_worker.note_kv()
         return output
 
-    def _arm_scores(self, batch: Any) -> None:
+    def _arm_scores(self, batch: Any) -> int:
+        """Score the query rows of a prefill; returns of how many prompts it has some."""
         passes, start = [], 0
         for req, prefix, extend in zip(
             batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True
@@ -326,3 +377,4 @@ class SpecVLMWorker(StandaloneWorkerV2):
             passes.append((state.scores, state.layout, wanted, row, start - prefix))
             start += extend
         self.scorer.arm(passes)
+        return sum(bool(wanted) for _, _, wanted, _, _ in passes)

@@ -317,12 +317,11 @@ def test_adaptive_steps_are_switched_off_for_a_tree(pair: list[str]) -> None:
 
 
 def test_why_steps_cannot_change_is_said_by_flag() -> None:
-    def why(topk: int | None, ranks: int) -> str | None:
-        return why_not_adaptive(SimpleNamespace(speculative_eagle_topk=topk, tp_size=ranks))
+    def why(topk: int | None) -> str | None:
+        return why_not_adaptive(SimpleNamespace(speculative_eagle_topk=topk))
 
-    assert why(None, 1) is why(1, 1) is None
-    assert "--speculative-eagle-topk=4 asks for a tree" in str(why(4, 1))
-    assert "--tp-size=2: each rank would measure other times" in str(why(1, 2))
+    assert why(None) is why(1) is None
+    assert "--speculative-eagle-topk=4 asks for a tree" in str(why(4))
 
 
 def test_other_algorithms_keep_sglangs_rules_for_adaptive_steps() -> None:

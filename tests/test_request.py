@@ -296,6 +296,7 @@ def test_an_answer_of_two_tokens_gets_no_draft(
     else:
         assert one.report.cold == f"would not pay: {left} tokens to come at most"
         assert not requests.due([one.req])
+    assert one.state.needs_scores == (left is None), "nor are its scores computed"
     # Who wants to see what would be kept gets it all the same.
     parameters = SamplingParams(max_new_tokens=limit, custom_params={"specvlm": {"detail": True}})
     (one,) = requests.complete([with_video(2, 11, sampling_params=parameters)])

@@ -90,6 +90,8 @@ class Clients:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.turn = 0
+        """Of a load: which clips it asks about."""
         template = Template(str(demo.target_path()))
         self._bodies = []
         for number in range(CLIPS):
@@ -103,7 +105,8 @@ class Clients:
         sampling = {"temperature": 0, "max_new_tokens": load.tokens, "ignore_eos": True}
 
         def one(number: int) -> list[int]:
-            body = {**self._bodies[number % CLIPS], "sampling_params": sampling}
+            clip = (number + self.turn * load.at_once) % CLIPS
+            body = {**self._bodies[clip], "sampling_params": sampling}
             answer = httpx.post(f"{url}/generate", json=body, timeout=1800)
             answer.raise_for_status()
             ids: list[int] = answer.json()["output_ids"]
@@ -131,13 +134,14 @@ def measure(
         Load, round, server, seconds, and what the adaptive server says of its pace.
     """
     for load in loads:
-        expected = None
+        clients.turn, expected = 0, None
         for name, url in urls.items():
             _, answers = clients.ask(url, load)
             expected = expected or answers
             if answers != expected:
                 raise RuntimeError(f"{name}, {load}: other tokens than {PLAIN}")
         for index in range(rounds):
+            clients.turn = index
             names = list(urls)
             cut = index % len(names)
             for name in names[cut:] + names[:cut]:
@@ -152,6 +156,7 @@ def measure_trace(
     """Seconds of a whole trace by server; all servers take each load in turn."""
     total = dict.fromkeys(urls, 0.0)
     for place, load in enumerate(trace):
+        clients.turn = place
         names = list(urls)
         cut = place % len(names)
         for name in names[cut:] + names[:cut]:

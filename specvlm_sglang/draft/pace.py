@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from specvlm_sglang.draft.acceptance import OPENING_ROUNDS, Acceptance
 from specvlm_sglang.draft.costs import RoundCosts, size_class
 
 logger = logging.getLogger(__name__)
@@ -36,50 +37,11 @@ LEAST_LOSS, NOISES = 0.05, 2.0
 """A trial has lost when it is behind by so much, or by so many times the noise of its mean."""
 REFUSALS = 16
 """A draft begins for one of so many requests that it would not pay for, to measure it anew."""
-_ACCEPTANCE_WEIGHT, _GUESSED_ACCEPTANCE, _START_WEIGHT = 0.05, 0.7, 0.2
-_MEMORY = 0.99
-_STALE = 32
-"""Drafted rounds that did not reach a depth, after which its next results count as new."""
+_START_WEIGHT, _MEMORY = 0.2, 0.99
 
 
-class Acceptance:
-    """How likely a draft at each depth is right where those before it were.
-
-    Parameters
-    ----------
-    depths
-        How deep drafts go at most.
-    """
-
-    def __init__(self, depths: int) -> None:
-        self.by_depth = [_GUESSED_ACCEPTANCE] * depths
-        self._samples = [0] * depths
-        self._unseen = [0] * depths
-
-    def tokens(self, steps: int) -> float:
-        """Expected tokens of a round for each request, the target's own included."""
-        tokens, reached = 1.0, 1.0
-        for acceptance in self.by_depth[:steps]:
-            reached *= acceptance
-            tokens += reached
-        return tokens
-
-    def learn(self, steps: int, correct: Sequence[int]) -> None:
-        """How many drafts of each request a round of ``steps`` found right."""
-        for depth, known in enumerate(self.by_depth):
-            reached = sum(one >= depth for one in correct)
-            if depth >= steps or not reached:
-                self._unseen[depth] += 1
-                continue
-            if self._unseen[depth] > _STALE:
-                self._samples[depth] = 0
-            self._unseen[depth] = 0
-            self._samples[depth] += 1
-            share = sum(one > depth for one in correct) / reached
-            # Many requests say more than one; early rounds say more than a guess.
-            weight = max(_ACCEPTANCE_WEIGHT, 1 / (self._samples[depth] + 1))
-            weight = 1 - (1 - weight) ** min(reached, 8)
-            self.by_depth[depth] += weight * (share - known)
+def _mean(known: float | None, new: float) -> float:
+    return new if known is None else known + _START_WEIGHT * (new - known)
 
 
 def _rounded(value: float | None) -> float | None:
@@ -97,6 +59,8 @@ class CostModelPolicy:
         Seconds, ever growing.
     lag
         Rounds that are launched before the results of one are there: 1 under overlap scheduling.
+    agreed
+        Turns seconds that this rank measured into those that all ranks decide by.
     """
 
     def __init__(
@@ -104,22 +68,25 @@ class CostModelPolicy:
         candidate_steps: Sequence[int],
         clock: Callable[[], float] = time.perf_counter,
         lag: int = 0,
+        agreed: Callable[[float], float] = float,
     ) -> None:
         self._candidates = sorted(set(candidate_steps))
         self._clock = clock
+        self._agreed = agreed
         self._lag = lag
         self.steps = self._candidates[-1]
         """Of the next round."""
         self.reason = "nothing measured yet"
         self.acceptance = Acceptance(self._candidates[-1])
         self.costs = RoundCosts()
-        self._launched: deque[tuple[int, int]] = deque()
+        self._launched: deque[tuple[int, int, Sequence[int | None] | None]] = deque()
+        self._drafted: Sequence[int | None] | None = None
         self._last: float | None = None
         self._skip = 1
-        self.idle = False
-        """Whether no request of the next round has a draft: there is nothing to choose."""
         self.start_seconds: float | None = None
         """What the beginning of one request's draft takes."""
+        self.score_seconds = 0.0
+        """What its prefill takes longer for the scores."""
         self._refused = 0
         self._plainly = self._taken = 0.0
         self._trial = 0
@@ -150,20 +117,22 @@ class CostModelPolicy:
             self._size = size
             self._skip = max(self._skip, self._lag)
             self._choose()
-        steps = 0 if self.idle and 0 in self._candidates else self.steps
-        self._launched.append((steps, size))
+        steps = 0 if not self._share and 0 in self._candidates else self.steps
+        self._launched.append((steps, size, self._drafted))
         return steps
 
     def on_verify_complete(
         self, num_correct_drafts_per_req: Sequence[int], batch_size: int
     ) -> int | None:
         """Learn from a round's results, and decide about the next; never switches by itself."""
-        now = self._clock()
+        now = self._agreed(self._clock())
         last, self._last = self._last, now
         if not self._launched:
             return None
-        steps, size = self._launched.popleft()
-        self.acceptance.learn(steps, num_correct_drafts_per_req)
+        steps, size, drafted = self._launched.popleft()
+        if drafted is None:
+            drafted = [OPENING_ROUNDS] * len(num_correct_drafts_per_req)
+        self.acceptance.learn(steps, num_correct_drafts_per_req, drafted)
         if self._skip or last is None:
             self._skip = max(0, self._skip - 1)
             self.costs.passed(size)
@@ -189,38 +158,47 @@ class CostModelPolicy:
         # Under overlap scheduling a round is queued behind the interruption, and one before it.
         self._skip = 1 + self._lag
 
+    def expect(self, drafted: Sequence[int | None]) -> None:
+        """Requests of the next round: in how many each one's draft took part; None without one."""
+        self._drafted = drafted
+
     def started(self, seconds: float, drafts: int) -> None:
         """Drafts of so many requests began, and the host was busy with it for ``seconds``."""
-        known, new = self.start_seconds, seconds / drafts
-        self.start_seconds = new if known is None else known + _START_WEIGHT * (new - known)
+        self.start_seconds = _mean(self.start_seconds, self._agreed(seconds) / drafts)
 
-    def pays(self, tokens: int, batch_size: int) -> bool:
+    def scored(self, seconds: float, prompts: int) -> None:
+        """A prefill scored rows of so many prompts, and took ``seconds`` for it."""
+        self.score_seconds = _mean(self.score_seconds or None, self._agreed(seconds) / prompts)
+
+    def pays(self, lengths: Sequence[int], batch_size: int, *, scores: bool) -> bool:
         """Whether a draft saves a request more time than its beginning takes from all of a batch.
 
         Parameters
         ----------
-        tokens
-            How many are to come at most.
+        lengths
+            Tokens to come, each as likely as the others; at least one.
         batch_size
             Requests of the round; all of them wait while the draft begins.
+        scores
+            Whether the prompt would be scored for it.
         """
         if self.start_seconds is None:
             return True
         size = size_class(batch_size)
         plain = self.costs.estimate(size, 0).seconds
-        saved = 0.0
+        saved, tokens = 0.0, sum(lengths) / len(lengths)
         for steps in self._candidates:
             seconds = self.costs.estimate(size, steps).seconds
-            each = self.acceptance.tokens(steps)
-            # The last round gives more than is wanted, by half of what a round adds on average.
-            rounds = (tokens + (each - 1) / 2) / each
+            rounds = sum(self.acceptance.rounds_of(steps, lengths)) / len(lengths)
             # Others may have drafts: without one of its own it takes part in their rounds.
             saved = max(saved, tokens * min(plain, seconds) - rounds * seconds)
+        takes = self.start_seconds + (self.score_seconds if scores else 0.0)
+        return saved > takes * batch_size
+
+    def refused(self) -> bool:
+        """A draft would not pay; whether it begins all the same, to be measured."""
         self._refused = (self._refused + 1) % REFUSALS
-        if saved > self.start_seconds * batch_size or not self._refused:
-            self._refused = 0
-            return True
-        return False
+        return not self._refused
 
     @property
     def expected_gain(self) -> float | None:
@@ -240,18 +218,31 @@ class CostModelPolicy:
         return {
             "steps": self.steps,
             "reason": self.reason,
-            "acceptance_by_depth": [round(one, 3) for one in self.acceptance.by_depth],
+            "acceptance_by_depth": [round(one, 3) for one in self.acceptance.later.by_depth],
+            "opening_acceptance": [
+                [round(one, 3) for one in kind.by_depth] for kind in self.acceptance.opening
+            ],
             "round_seconds": {str(s): round(t, 6) for s, t in measured.items()},
             "expected_gain": _rounded(self.expected_gain),
             "measured_gain": _rounded(self.measured_gain),
             "start_seconds": self.start_seconds,
+            "score_seconds": self.score_seconds,
         }
 
     # How it decides.
 
     def rate(self, steps: int) -> float:
         """Tokens per second of each request in rounds of ``steps``, at the present size."""
-        return self.acceptance.tokens(steps) / self.costs.estimate(self._size, steps).seconds
+        # Where nobody has a draft there is nothing to choose: what was chosen stays.
+        tokens = 1 + (self._share or 1.0) * (self.acceptance.later.tokens(steps) - 1)
+        return tokens / self.costs.estimate(self._size, steps).seconds
+
+    @property
+    def _share(self) -> float:
+        """Of the next round's requests, those that have a draft."""
+        if not self._drafted:
+            return 1.0
+        return sum(rounds is not None for rounds in self._drafted) / len(self._drafted)
 
     def _doubt(self, steps: int) -> float:
         return self.costs.estimate(self._size, steps).doubt
@@ -319,7 +310,7 @@ class RandomPolicy(CostModelPolicy):
         super().__init__(candidate_steps)
         self._random = random.Random(seed)
 
-    def pays(self, tokens: int, batch_size: int) -> bool:
+    def pays(self, lengths: Sequence[int], batch_size: int, *, scores: bool) -> bool:
         """Always."""
         return True
 
@@ -329,7 +320,9 @@ class RandomPolicy(CostModelPolicy):
         return self.steps
 
 
-def pace_of(most_steps: int, *, overlap: bool) -> CostModelPolicy:
+def pace_of(
+    most_steps: int, *, overlap: bool, agreed: Callable[[float], float] = float
+) -> CostModelPolicy:
     """The policy of a server that drafts at most ``most_steps``.
 
     ``SPECVLM_PACE=random:SEED`` takes a `RandomPolicy` instead.
@@ -340,6 +333,8 @@ def pace_of(most_steps: int, *, overlap: bool) -> CostModelPolicy:
         ``--speculative-num-steps``.
     overlap
         Whether the server launches a round before it has the results of the one before.
+    agreed
+        See `CostModelPolicy`.
 
     Raises
     ------
@@ -349,7 +344,7 @@ def pace_of(most_steps: int, *, overlap: bool) -> CostModelPolicy:
     candidates = sorted({0, 1, 3, most_steps} & set(range(most_steps + 1)))
     asked = os.environ.get("SPECVLM_PACE", "")
     if not asked:
-        return CostModelPolicy(candidates, lag=int(overlap))
+        return CostModelPolicy(candidates, lag=int(overlap), agreed=agreed)
     kind, _, seed = asked.partition(":")
     if kind != "random" or not seed.isdecimal():
         raise ValueError(f"SPECVLM_PACE={asked!r} must be random:SEED, SEED a whole number")

@@ -124,9 +124,11 @@ class DraftRounds(StandaloneDraftWorker):
 
     def has_drafts(self, batch: Any) -> bool:
         """Whether a request of the batch has a draft; an idle batch keeps all ranks in step."""
-        return batch.forward_mode.is_idle() or any(
-            self.kv.is_warm(row) for row in batch_view.rows_of(batch)
-        )
+        return batch.forward_mode.is_idle() or any(self.warm(batch))
+
+    def warm(self, batch: Any) -> list[bool]:
+        """Which requests of the batch have a draft."""
+        return [self.kv.is_warm(row) for row in batch_view.rows_of(batch)]
 
     def _draft_tokens(self, batch: Any) -> Any:
         """Parents, score indices, tokens and probabilities, as SGLang's ``draft_forward``."""

@@ -102,6 +102,23 @@ def stop_where_ranks_parted(device: torch.device | str) -> None:
         )
 
 
+def of_first_rank(group: Any, seconds: float) -> float:
+    """The first rank's ``seconds`` on every rank: each measures others, all must decide alike.
+
+    Parameters
+    ----------
+    group
+        SGLang's ``GroupCoordinator``; all its ranks call this. They meet on the host.
+    seconds
+        What this rank measured.
+    """
+    if group.world_size == 1:
+        return seconds
+    found = torch.tensor([seconds], dtype=torch.float64)
+    torch.distributed.broadcast(found, group.ranks[0], group=group.cpu_group)
+    return float(found.item())
+
+
 def agree_on_all(group: Any, flags: torch.Tensor) -> torch.Tensor:
     """Where the flag of any rank is set; bool ``[N]`` on the host, as ``flags``."""
     found = flags.to(torch.int32)

@@ -12,7 +12,6 @@ from specvlm_sglang.draft.costs import AGEING, MOST_PATIENCE
 from specvlm_sglang.draft.pace import (
     REFUSALS,
     TRIAL_ROUNDS,
-    Acceptance,
     CostModelPolicy,
     RandomPolicy,
     pace_of,
@@ -155,36 +154,17 @@ def test_what_it_shows_names_the_gain_once_both_were_measured() -> None:
     assert 1.5 < shown["measured_gain"] <= shown["expected_gain"]
 
 
-def test_acceptance_of_a_depth_that_was_long_unseen_is_learned_anew() -> None:
-    known = Acceptance(3)
-    for _ in range(200):
-        known.learn(3, [0])
-    assert known.tokens(3) < 1.01
-    for _ in range(40):
-        known.learn(0, [0])
-    for _ in range(4):
-        known.learn(3, [3])
-    assert known.by_depth[0] > 0.6
-    assert known.by_depth[1] == known.by_depth[2] > 0.7
-    # Requests that run together say as much as rounds.
-    many = Acceptance(1)
-    for _ in range(40):
-        many.learn(1, [1] * 8)
-    many.learn(1, [0] * 8)
-    assert 0.6 < many.by_depth[0] < 0.7
-
-
 def test_a_batch_without_any_draft_decodes_plainly_and_teaches_what_that_costs() -> None:
     now = [0.0]
     rule = CostModelPolicy(CANDIDATES, lambda: now[0])
-    rule.idle = True
+    rule.expect([None, None])
     for _ in range(5):
         assert rule.get_steps_for_batch(2) == 0
         now[0] += 3.0
         rule.on_verify_complete([0, 0], 2)
     assert rule.steps == 5
     assert rule.state()["round_seconds"] == {"0": pytest.approx(3.0)}
-    rule.idle = False
+    rule.expect([0, None])
     assert rule.get_steps_for_batch(2) == 5
 
 
@@ -194,31 +174,63 @@ def started(start_seconds: float) -> CostModelPolicy:
     for size in (1, 4):
         rule.costs.note(size, 0, 1.0)
         rule.costs.note(size, 5, 1.5)
-    rule.acceptance.by_depth[:] = [1.0, 1.0, 0.0, 0.0, 0.0]
+    for _ in range(100):
+        rule.acceptance.later.learn(5, [2] * 8)
     rule.started(start_seconds, 1)
     return rule
 
 
 def test_a_draft_begins_where_it_saves_more_than_all_of_the_batch_waits() -> None:
-    # 3 steps take 1.3 s by interpolation and give 3 tokens: 8 need 3 rounds, and 2 need 1.
-    assert started(4.0).pays(8, 1)
-    assert not started(4.2).pays(8, 1)
-    assert started(0.6).pays(2, 1)
-    assert not started(0.8).pays(2, 1)
-    assert started(1.0).pays(8, 4)
-    assert not started(1.1).pays(8, 4)
-    assert CostModelPolicy(CANDIDATES).pays(2, 64), "nothing is known of what a beginning takes"
+    # 3 steps take 1.3 s by interpolation and give 3 tokens: 8 need 3 rounds. For 2 one of 1 step
+    # is enough, 1.1 s.
+    def pays(start: float, *lengths: int, batch: int = 1, scores: bool = False) -> bool:
+        return started(start).pays(lengths, batch, scores=scores)
+
+    assert pays(4.0, 8)
+    assert not pays(4.2, 8)
+    assert pays(0.8, 2)
+    assert not pays(1.0, 2)
+    assert pays(1.0, 8, batch=4)
+    assert not pays(1.1, 8, batch=4)
+    # Of answers that are as likely each, what is saved on average: 0.7 and 4.1.
+    assert pays(2.3, 2, 8)
+    assert not pays(2.5, 2, 8)
+    unknown = CostModelPolicy(CANDIDATES)
+    assert unknown.pays([2], 64, scores=True), "nothing is known of what a beginning takes"
     # What two drafts took together is shared; later ones move the mean.
     rule = started(1.0)
     rule.started(4.0, 2)
     assert rule.state()["start_seconds"] == pytest.approx(1.2)
 
 
-def test_one_of_many_drafts_begins_all_the_same_and_is_timed_anew() -> None:
+def test_scores_count_where_they_are_yet_to_be_computed() -> None:
+    rule = started(3.0)
+    rule.scored(4.0, 2)
+    assert rule.state()["score_seconds"] == pytest.approx(2.0)
+    assert rule.pays([8], 1, scores=False)
+    assert not rule.pays([8], 1, scores=True)
+    rule.scored(0.0, 1)
+    assert rule.state()["score_seconds"] == pytest.approx(1.6)
+
+
+def test_one_of_many_drafts_begins_all_the_same() -> None:
     rule = started(100.0)
-    found = [rule.pays(8, 1) for _ in range(2 * REFUSALS)]
+    found = [rule.refused() for _ in range(2 * REFUSALS)]
     assert found.count(True) == 2
     assert found[REFUSALS - 1]
+
+
+def test_requests_without_a_draft_count_as_such() -> None:
+    rule = started(1.0)
+    alone = rule.rate(5)
+    rule.expect([4, None])
+    assert alone == pytest.approx(3 / 1.5)
+    assert rule.rate(5) == pytest.approx(2 / 1.5)
+    assert rule.rate(0) == pytest.approx(1.0)
+    # Their rounds say nothing of drafts.
+    rule.get_steps_for_batch(2)
+    rule.on_verify_complete([2, 0], 2)
+    assert rule.acceptance.later.tokens(5) == pytest.approx(3.0)
 
 
 def test_results_that_nobody_launched_are_ignored() -> None:

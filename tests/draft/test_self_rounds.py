@@ -69,7 +69,10 @@ def check(
     ):
         wanted = [expected[:1], expected[3:4], expected]
         assert [[one["ids"] for one in group] for group in found["answers"]] == wanted
-        assert not [one for group in found["answers"] for one in group if one["cold"]]
+        cold = {one["cold"] for group in found["answers"] for one in group if one["cold"]}
+        if shape == "steps that pay, chunked":
+            cold = {reason for reason in cold if not reason.startswith("would not pay")}
+        assert not cold
         assert len(set(found["free"])) == 1, found["free"]
         histograms += [one["histogram"] for group in found["answers"] for one in group]
     return histograms

@@ -11,7 +11,7 @@ import torch
 from torch import multiprocessing
 
 from specvlm_sglang.host import ranks
-from specvlm_sglang.host.ranks import agree, agree_on_room, stop_where_ranks_parted
+from specvlm_sglang.host.ranks import agree, agree_on_room, of_first_rank, stop_where_ranks_parted
 from specvlm_sglang.tools.server import free_port
 
 
@@ -19,9 +19,11 @@ def _rank(rank: int, port: int, failing: int | None, folder: str, question: str)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
-    group = SimpleNamespace(cpu_group=torch.distributed.group.WORLD, world_size=2)
-    found: Exception | None
-    if question == "failure":
+    group = SimpleNamespace(cpu_group=torch.distributed.group.WORLD, world_size=2, ranks=[0, 1])
+    found: Exception | float | None
+    if question == "seconds":
+        found = of_first_rank(group, 0.1 + rank)
+    elif question == "failure":
         found = agree(group, ValueError("mine") if rank == failing else None)
     else:
         mocked = mock.patch.object(
@@ -59,6 +61,11 @@ def test_a_pass_begins_on_no_rank_where_one_is_short_of_memory(
     else:
         assert found[short] == "MemoryError('the draft needs about 5 MB for a while, 1 MB free')"
         assert found[1 - short] == "RuntimeError('another rank could not draft for the prompt')"
+
+
+def test_what_ranks_decide_by_is_what_the_first_measured(tmp_path: Path) -> None:
+    assert said(None, tmp_path, "seconds") == ["0.1", "0.1"]
+    assert of_first_rank(SimpleNamespace(world_size=1), 0.3) == 0.3
 
 
 def test_one_rank_and_a_cpu_are_not_asked_for_room() -> None:

@@ -53,6 +53,33 @@ def test_two_ranks_of_specvlm_answer_as_transformers_does(
 
 
 @pytest.mark.slow
+def test_two_ranks_choose_their_steps_alike(
+    serve: Any,
+    vl_target: Path,
+    checkpoint_dir: Path,
+    clip_paths: list[Path],
+    image_paths: list[Path],
+) -> None:
+    """Steps follow what rounds cost, which each rank measures otherwise."""
+    vision = dataclasses.replace(checkpoints.DRAFT_VISION, heads=2)
+    draft = checkpoints.qwen2_5_vl(
+        checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1
+    )
+    cases = specvlm.cases(vl_target, clip_paths, image_paths)
+    steps = ("--speculative-num-steps", "5", "--speculative-adaptive")
+    server = serve(vl_target, *specvlm.launch(draft, *steps, "--tp-size", "2"))
+    jobs = [(case, {"retention": retention}) for case in cases for retention in (0.1, 1.0)]
+    for at_once in (1, 8, 1, 3):
+        for (case, _), answer in zip(jobs, specvlm.ask_all(server, jobs, at_once), strict=True):
+            assert tuple(answer.output_ids) == case.expected
+    pace = specvlm.state(server)["pace"]
+    # A draft with random weights is hardly ever right.
+    assert pace["steps"] in (0, 1)
+    assert "0" in pace["round_seconds"]
+    assert specvlm.state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.slow
 def test_two_ranks_answer_text_images_and_videos_as_transformers_does(
     serve: Any, vl_target: Path, clip_paths: list[Path], image_paths: list[Path]
 ) -> None:
