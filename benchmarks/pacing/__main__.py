@@ -4,7 +4,8 @@
         [--costs "40,0.4,32;3,0.05,32"] [--at-once 1 4 16 32] [--tokens 4 16 64 256] [--rounds 2]
 
 The shipped pair in float32. With ``--costs`` passes take simulated times (`injected`); without,
-what this machine needs. A gain is the median over rounds of plain decoding's seconds over a server's for the same clips.
+what this machine needs. A gain is the median over rounds, each of clips of its own, of plain
+decoding's seconds over a server's.
 """
 
 from __future__ import annotations
