@@ -142,7 +142,7 @@ def pytest_configure() -> None:
     """
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.default_int_handler)
-    os.environ.update(workers.share_cores(os.environ))
+    workers.share_cores_with_torch(os.environ)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> workers.Groups:

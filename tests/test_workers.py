@@ -8,8 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from tests.support.workers import SHARED_SERVERS, deal, group_of, share_cores
+from tests.support.workers import (
+    SHARED_SERVERS,
+    deal,
+    group_of,
+    share_cores,
+    share_cores_with_torch,
+)
 
 SERVING = Path(__file__).parent / "serving"
 
@@ -59,3 +66,17 @@ def test_threads_that_the_user_set_stay() -> None:
     environment = {"PYTEST_XDIST_WORKER_COUNT": "2", "OMP_NUM_THREADS": "3"}
     assert share_cores(environment) == {}
     assert share_cores({}) == {}
+
+
+def test_a_worker_computes_with_its_part_of_the_cores() -> None:
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    environment = {"PYTEST_XDIST_WORKER_COUNT": str(2 * cores)}
+    try:
+        share_cores_with_torch(environment)
+        assert torch.get_num_threads() == 1
+        assert environment["OMP_NUM_THREADS"] == "1"
+        torch.set_num_threads(before)
+        share_cores_with_torch({})
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)

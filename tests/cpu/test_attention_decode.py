@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -10,9 +12,7 @@ from specvlm_sglang.cpu.attention.backend import SpecVLMTorchAttnBackend
 from specvlm_sglang.cpu.attention.draft import SpecVLMTorchMultiStepDraftBackend
 from specvlm_sglang.cpu.attention.plan import PlanOptions, plan_calls
 from specvlm_sglang.cpu.attention.requests import DraftStep, RequestKeys
-from tests.support.attention import AttentionRig
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+from tests.support.attention import TYPES_AND_HEADS, AttentionRig
 
 
 def decode(rig: AttentionRig) -> None:
@@ -28,8 +28,7 @@ def decode(rig: AttentionRig) -> None:
     rig.check(q, out, [rig.up_to(i, cached) for i, cached in enumerate(rig.cached)])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1), (6, 2)])
+@pytest.mark.parametrize(("dtype", "heads", "kv_heads"), TYPES_AND_HEADS)
 @pytest.mark.parametrize("cached", [[0], [300], [0, 5, 77, 12], [130, 3, 900, 40, 127, 128]])
 def test_each_row_sees_its_request_and_itself(dtype, heads, kv_heads, cached):
     decode(AttentionRig(cached, 1, dtype=dtype, heads=heads, kv_heads=kv_heads))
@@ -103,9 +102,14 @@ def branch_slots(rig: AttentionRig, request: int, topk: int, num_steps: int) -> 
     return [slots[start : start + num_steps] for start in starts]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("topk", [1, 2, 4])
-@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize(
+    ("dtype", "topk", "page_size"),
+    [
+        *((torch.float32, *shape) for shape in product((1, 2, 4), (1, 4))),
+        (torch.bfloat16, 4, 1),
+        (torch.float16, 4, 1),
+    ],
+)
 @pytest.mark.parametrize("window", [-1, 9])
 @pytest.mark.parametrize("longest_run", [0, 1])
 def test_draft_step_i_sees_the_context_and_i_plus_1_tokens_of_its_branch(

@@ -11,9 +11,8 @@ from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from specvlm_sglang.cpu.attention import plan
 from specvlm_sglang.cpu.attention.backend import SpecVLMTorchAttnBackend
-from tests.support.attention import AttentionRig
+from tests.support.attention import TYPES_AND_HEADS, AttentionRig
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["full", "tree columns only"]
 
 
@@ -74,9 +73,8 @@ def verify(
     rig.check(q, out, visible)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "heads", "kv_heads"), TYPES_AND_HEADS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 1), (6, 2)])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_a_node_of_a_tree_sees_the_context_and_its_ancestors(
     dtype, layout, heads, kv_heads, page_size

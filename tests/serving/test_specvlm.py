@@ -111,33 +111,6 @@ def test_a_cached_prompt_is_answered_like_a_cold_one_and_scored_again(
     assert meta(hit)["spec_verify_ct"] == meta(cold)["spec_verify_ct"]
 
 
-def test_a_draft_with_the_targets_weights_that_sees_everything_is_always_accepted(
-    serve: Any, vl_target: Path, cases: list[specvlm.Case]
-) -> None:
-    server = serve(vl_target, *launch(vl_target, *CHAIN, "--specvlm-retention", "1.0"))
-    answers = ask_all(server, [(case, {}) for case in cases * 2], at_once=4)
-    for case, answer in zip(cases * 2, answers, strict=True):
-        assert tuple(answer.output_ids) == case.expected
-        histogram = meta(answer)["spec_correct_drafts_histogram"]
-        # The last round may end at the token limit or an end token; no other rejects anything.
-        assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
-
-
-def test_a_pruned_draft_with_the_targets_weights_is_accepted_less_but_often(
-    serve: Any, vl_target: Path, cases: list[specvlm.Case]
-) -> None:
-    server = serve(vl_target, *launch(vl_target, *CHAIN, "--specvlm-retention", "1.0"))
-    videos = [case for case in cases if case.video_tokens]
-    rates = {
-        retention: [
-            meta(ask(server, case, retention=retention))["spec_accept_rate"] for case in videos
-        ]
-        for retention in (0.05, 1.0)
-    }
-    assert min(rates[1.0]) > 0.9
-    assert 0 < sum(rates[0.05]) < sum(rates[1.0])
-
-
 def test_streaming_sends_the_same_text(
     serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
 ) -> None:

@@ -165,6 +165,7 @@ def test_requests_that_arrive_during_a_replay_are_answered_as_ever_and_it_is_beg
     assert state(server)["draft_kv_tokens_in_use"] == 0
 
 
+@pytest.mark.slow
 def test_a_replay_that_is_interrupted_too_often_is_given_up(
     server: Server, cases: list[specvlm.Case]
 ) -> None:
@@ -217,7 +218,7 @@ def test_the_cache_is_flushed_at_once_during_a_replay(
     assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
 
 
-@pytest.mark.parametrize("mode", ["in_place", "retract"])
+@pytest.mark.parametrize("mode", ["in_place", pytest.param("retract", marks=pytest.mark.slow)])
 def test_a_paused_server_replays_nothing_and_goes_on_afterwards(
     server: Server, cases: list[specvlm.Case], mode: str
 ) -> None:

@@ -64,6 +64,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
     ),
 }
 """Sampling parameters, and how many answers are drawn with them for each prompt."""
+QUICK = ("plain", "top-p", "all penalties, top-p", "a penalty, a bias, min-p")
+"""Between them every parameter but top-k and a minimum; each alone is slow."""
 
 
 def penalised(
@@ -125,7 +127,10 @@ def p_value(counts: Counter[int], expected: torch.Tensor) -> float:
     return float(chisquare(found, wanted).pvalue)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SETTINGS],
+)
 def test_drafted_tokens_follow_the_targets_distribution(
     serve: Any, vl_target: Path, vl_draft: Path, name: str
 ) -> None:

@@ -336,6 +336,7 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_numbered_contiguou
     assert sum(rounds) >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retention", [0.1, 0.5])
 def test_draft_logits_equal_transformers_on_the_pruned_prompt_numbered_as_the_full_one(
     twins: Probed, target: Path, cases: dict[str, Case], retention: float
@@ -347,6 +348,7 @@ def test_draft_logits_equal_transformers_on_the_pruned_prompt_numbered_as_the_fu
     assert sum(rounds) >= 20
 
 
+@pytest.mark.slow
 def test_a_draft_with_the_targets_weights_that_sees_everything_is_always_accepted(
     twins: Probed, cases: dict[str, Case]
 ) -> None:
@@ -360,6 +362,7 @@ def test_a_draft_with_the_targets_weights_that_sees_everything_is_always_accepte
         assert sum(histogram[:-1]) <= 1, (case.messages, histogram)
 
 
+@pytest.mark.slow
 def test_a_pruned_draft_on_original_positions_changes_no_token(
     twins: Probed, cases: dict[str, Case]
 ) -> None:
@@ -391,9 +394,9 @@ def test_a_token_that_the_draft_does_not_have_is_drafted_on(
 
 
 def test_a_request_chooses_its_frames_and_wrong_settings_are_a_400(
-    twins: Probed, cases: dict[str, Case]
+    pair: Probed, cases: dict[str, Case]
 ) -> None:
-    server, _ = twins
+    server, _ = pair
     case = cases["long video"]
     for frames in (2, 7):
         answer = ask(server, case, video_config={"nframes": frames})
@@ -412,9 +415,9 @@ def test_a_request_chooses_its_frames_and_wrong_settings_are_a_400(
 
 
 def test_a_list_of_frames_is_answered_as_the_file_of_the_same_pixels(
-    twins: Probed, tmp_path: Path
+    pair: Probed, tmp_path: Path
 ) -> None:
-    server, _ = twins
+    server, _ = pair
     frames = clips.draw(seed=5, frames=5, height=90, width=120)
     pictures = write_pictures(tmp_path / "frames", frames)
     file = write_lossless(tmp_path / "clip.mkv", frames, fps=4)
@@ -441,9 +444,9 @@ def test_a_list_of_frames_is_answered_as_the_file_of_the_same_pixels(
 
 
 def test_pictures_and_placeholders_that_do_not_match_are_a_400(
-    twins: Probed, cases: dict[str, Case], image_paths: list[Path]
+    pair: Probed, cases: dict[str, Case], image_paths: list[Path]
 ) -> None:
-    server, _ = twins
+    server, _ = pair
     image = str(image_paths[0])
     for text, images in (("What is it?", [image]), ("<image><image>", [image])):
         with pytest.raises(requests.HTTPError, match=r"400 .* placeholders"):

@@ -15,6 +15,12 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Largest absolute error against the float64 oracle, for normal queries, keys and values."""
+TYPES_AND_HEADS = [
+    *((torch.float32, heads, kv_heads) for heads, kv_heads in ((2, 2), (4, 1), (6, 2))),
+    (torch.bfloat16, 6, 2),
+    (torch.float16, 6, 2),
+]
+"""Every shape in float32, and every type with the one that shares and has several KV heads."""
 
 
 class AttentionRig:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import pytest
+import torch
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 SHARED_SERVERS = {
@@ -24,6 +25,7 @@ SHARED_SERVERS = {
         "test_what_kills_a_server",
     ),
     "servers that answer beside one another": (
+        "test_specvlm_own_weights",
         "test_specvlm_prefill_only",
         "test_specvlm_reports",
         "test_specvlm_sessions",
@@ -75,3 +77,11 @@ def share_cores(environment: Mapping[str, str]) -> dict[str, str]:
     if workers == 1 or "OMP_NUM_THREADS" in environment:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers))}
+
+
+def share_cores_with_torch(environment: MutableMapping[str, str]) -> None:
+    """Set these variables, and this process's threads: torch read them when it was imported."""
+    variables = share_cores(environment)
+    environment.update(variables)
+    if variables:
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
