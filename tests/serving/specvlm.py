@@ -178,6 +178,15 @@ def wait_for_audit(server: Server, holds: Callable[[dict[str, Any]], bool]) -> d
     raise AssertionError(f"not seen in {AUDIT_SECONDS:g} s; last: {found}\n{server.log_tail()}")
 
 
+def eventually_idle(server: Server) -> bool:
+    """Whether the draft's pool becomes empty within 20 s."""
+    for _ in range(40):
+        if state(server)["draft_kv_tokens_in_use"] == 0:
+            return True
+        time.sleep(0.5)
+    return False
+
+
 def settled(server: Server) -> dict[str, Any]:
     """The audit's state once all is replayed."""
     return wait_for_audit(server, lambda found: found["replaying"] is None and not found["waiting"])

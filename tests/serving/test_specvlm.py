@@ -259,7 +259,7 @@ def test_the_draft_pool_is_empty_after_many_requests_with_random_aborts(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(200)))
-    assert _eventually_idle(server)
+    assert specvlm.eventually_idle(server)
     assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
 
 
@@ -283,19 +283,9 @@ def test_a_full_draft_pool_and_forced_retraction_lose_no_request(
     answers = ask_all(server, [(case, {}) for case in cases * 4], at_once=8)
     for case, answer in zip(cases * 4, answers, strict=True):
         assert tuple(answer.output_ids) == case.expected
-    assert _eventually_idle(server)
+    assert specvlm.eventually_idle(server)
     counts = state(server)
     assert counts["cold_at_prefill"] + counts["went_cold"] > 0, counts
-
-
-def _eventually_idle(server: Server) -> bool:
-    import time
-
-    for _ in range(40):
-        if state(server)["draft_kv_tokens_in_use"] == 0:
-            return True
-        time.sleep(0.5)
-    return False
 
 
 def test_metrics_count_tokens_and_requests(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.serving import specvlm
 from tests.serving.specvlm import ask, ask_all, launch, meta, report, state
@@ -67,6 +69,42 @@ def test_switching_at_random_changes_no_token(
         assert tuple(answer.output_ids) == case.expected
         assert report(answer)["cold"] is None
     assert state(server)["draft_kv_tokens_in_use"] == 0
+
+
+@pytest.mark.slow
+def test_switching_at_random_survives_retraction_full_pools_and_aborts(
+    serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
+) -> None:
+    small = ("--max-total-tokens", "420", "--specvlm-draft-kv-tokens", "160")
+    tight = ("--schedule-conservativeness", "0.1", "--disable-radix-cache")
+    server = serve(vl_target, *launch(vl_draft, *STEPS, *small, *tight), **AT_RANDOM)
+    chance, gone = random.Random(1), []
+
+    def leave(number: int) -> None:
+        """Read a few chunks of a long answer and hang up."""
+        case = cases[number % len(cases)]
+        body = {"model": "m", "messages": list(case.messages), "max_tokens": 40, "stream": True}
+        with requests.post(
+            f"{server.url}/v1/chat/completions",
+            json={**body, "temperature": 0, "ignore_eos": True},
+            stream=True,
+            timeout=300,
+        ) as response:
+            for _ in zip(range(chance.choice([1, 2, 5])), response.iter_lines(), strict=False):
+                pass
+        gone.append(number)
+
+    jobs = [(case, {"retention": share}) for case in cases * 3 for share in (0.1, 1.0)]
+    with ThreadPoolExecutor(4) as leaving:
+        for number in range(40):
+            leaving.submit(leave, number)
+        answers = ask_all(server, jobs, at_once=8)
+    for (case, _), answer in zip(jobs, answers, strict=True):
+        assert tuple(answer.output_ids) == case.expected
+    assert len(gone) == 40
+    retractions = sum(meta(answer)["num_retractions"] for answer in answers)
+    assert retractions > 0, "the pool was never too small"
+    assert specvlm.eventually_idle(server)
 
 
 @pytest.mark.slow
