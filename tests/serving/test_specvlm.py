@@ -18,7 +18,6 @@ from specvlm_sglang.pruning.registry import shipped_policies
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, TREE, ask, ask_all, launch, meta, report, state
 from tests.support.messages import user
-from tests.support.server import Server
 
 LATER = (
     "attention-spread",
