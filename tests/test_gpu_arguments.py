@@ -100,9 +100,11 @@ def test_without_kernels_or_a_compiler_sglangs_default_stays(
     vl_target: Path, vl_draft: Path
 ) -> None:
     pair = ("--model-path", str(vl_target), "--speculative-draft-model-path", str(vl_draft))
-    line = (*pair, "--speculative-algorithm", NAME, *TREE)
-    (found,) = resolve("9.0", [line], **{COMPILER: "1"})
-    assert found["attention_backend"] == "fa3"
+    line = (*pair, "--speculative-algorithm", NAME, "--speculative-eagle-topk", "1")
+    (without,) = resolve("10.0", [line], **{COMPILER: "1"})
+    (with_kernels,) = resolve("10.0", [line])
+    assert without["attention_backend"] == "trtllm_mha"
+    assert with_kernels["attention_backend"] == "flashinfer"
 
 
 def test_plain_serving_keeps_sglangs_own_default(resolved: dict[str, dict[str, Any]]) -> None:

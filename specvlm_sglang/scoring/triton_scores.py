@@ -50,11 +50,17 @@ class Tile:
     stages: int
 
 
-def default_tile(dot_dtype: tl.dtype, head_dim: int) -> Tile:
-    """Return the tile for products in ``dot_dtype`` over ``head_dim``, measured not to spill."""
+def default_tile(dot_dtype: tl.dtype, head_dim: int, key_format: str) -> Tile:
+    """Return the tile for products in ``dot_dtype`` over ``head_dim``, measured not to spill.
+
+    ``key_format`` is one of `KEY_FORMATS`.
+    """
     if dot_dtype == tl.float32:
         # No tensor cores: operands live in registers, and twice as many already spill.
         return Tile(rows=16, keys=32, warps=4, stages=1)
+    if head_dim > 128 and key_format != "native":
+        # Keys are widened in registers: on sm_120 no room is left for 64 rows.
+        return Tile(rows=32, keys=64, warps=4, stages=2)
     if head_dim > 128:
         return Tile(rows=64, keys=32, warps=4, stages=2)
     return Tile(rows=64, keys=64, warps=4, stages=2)
@@ -90,8 +96,8 @@ def add_layer_scores(
     length, video_tokens = slots.shape[0], video_positions.shape[0]
     group = heads // kv_heads
     dot_dtype = dot_dtype_of(queries, key_buffer)
-    tile = default_tile(dot_dtype, head_dim)
     key_format = KEY_FORMATS[key_buffer.dtype]
+    tile = default_tile(dot_dtype, head_dim, key_format)
     if key_format != "native":
         key_buffer = key_buffer.view(torch.uint8)
     slots, query_positions = slots.contiguous(), query_positions.contiguous()
