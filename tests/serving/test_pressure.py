@@ -1,0 +1,206 @@
+"""Pools so small that requests queue, are preempted, evict each other's prefixes and lose drafts.
+
+Answers stay the target's, and nothing is held when the last one has been sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from specvlm_sglang.report.observer import POOL_FULL
+from specvlm_sglang.tools import client
+from specvlm_sglang.tools.launch import specvlm_arguments
+from specvlm_sglang.tools.soak.health import when_idle
+from tests.serving import specvlm
+from tests.serving.specvlm import CHAIN, FLOAT32, TREE, Case, ask, launch, meta, report, state
+from tests.support.server import Server
+
+pytestmark = pytest.mark.serving
+
+NEW_TOKENS = 72
+CONTEXT = 200
+ROWS = 4
+SMALL = (
+    *("--max-total-tokens", "420", "--schedule-conservativeness", "0.1"),
+    *("--max-running-requests", str(ROWS), "--context-length", str(CONTEXT)),
+    *("--enable-priority-scheduling", "--default-priority-value", "0"),
+    *("--retraction-policy", "priority", "--chunked-prefill-size", "48"),
+)
+"""Four rows, of which two long answers fill the pool; an urgent request preempts others."""
+URGENT = {"priority": 100}
+
+
+@pytest.fixture(scope="module")
+def cases(vl_target: Path, clip_paths: list[Path], image_paths: list[Path]) -> list[Case]:
+    return specvlm.cases(vl_target, clip_paths, image_paths)
+
+
+@pytest.fixture(
+    scope="module", params=["draft model", pytest.param("self", marks=pytest.mark.slow)]
+)
+def server(request: Any, serve: Any, vl_target: Path, vl_draft: Path) -> Server:
+    if request.param == "self":
+        own = (*FLOAT32, *specvlm_arguments(None), *TREE, "--enable-metrics")
+        started: Server = serve(vl_target, *own, *SMALL)
+    else:
+        started = serve(
+            vl_target, *launch(vl_draft, *CHAIN, "--specvlm-draft-kv-tokens", "240"), *SMALL
+        )
+    started.flush_cache()
+    return started
+
+
+@pytest.fixture(scope="module")
+def long_cases(server: Server, cases: list[Case]) -> list[Case]:
+    """The cases with long answers, each as the server gives it alone; they begin as expected."""
+    found = []
+    for case in cases:
+        alone = ask(server, case, max_tokens=NEW_TOKENS, ignore_eos=True)
+        assert tuple(alone.output_ids[: len(case.expected)]) == case.expected
+        found.append(dataclasses.replace(case, expected=tuple(alone.output_ids)))
+    server.flush_cache()
+    return found
+
+
+def answer(server: Server, case: Case, **options: Any) -> Any:
+    """A whole greedy answer, compared with the one that is expected."""
+    found = ask(server, case, max_tokens=len(case.expected), ignore_eos=True, **options)
+    assert tuple(found.output_ids) == case.expected, case.messages
+    return found
+
+
+def gained(server: Server, before: dict[str, float], name: str) -> float:
+    return server.metrics().get(name, 0.0) - before.get(name, 0.0)
+
+
+def has_a_draft_model(server: Server) -> bool:
+    return bool(state(server)["draft"] == "model")
+
+
+def assert_nothing_is_held(server: Server) -> None:
+    """No request, no slot of either pool, no row."""
+    load = when_idle(server.url)
+    assert load["num_running_reqs"] == load["num_waiting_reqs"] == 0
+    server.flush_cache()
+    assert when_idle(server.url)["num_used_tokens"] == 0
+    now = state(server)
+    assert now["draft_kv_tokens_in_use"] == now["draft_kv_tokens_cached"] == 0
+    assert now["draft_kv_tokens_free"] == now["draft_kv_tokens"]
+
+
+def most_waiting(server: Server, work: Callable[[], Any]) -> int:
+    """The longest queue seen while ``work`` runs."""
+    seen, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            load = client.get_json(server.url, "/v1/loads")["loads"][0]
+            assert load["num_running_reqs"] <= ROWS
+            seen.append(load["num_waiting_reqs"])
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            work()
+        finally:
+            done.set()
+        watching.result()
+    return max(seen)
+
+
+def test_answers_are_right_under_retraction_eviction_and_a_queue(
+    server: Server, long_cases: list[Case]
+) -> None:
+    before, drafts = server.metrics(), state(server)
+    jobs = [(case, retention) for retention in (0.1, 0.5, 1.0) for case in long_cases]
+    answers: list[Any] = []
+
+    def work() -> None:
+        with ThreadPoolExecutor(2 * ROWS) as pool:
+            answers.extend(pool.map(lambda job: answer(server, job[0], retention=job[1]), jobs))
+
+    assert most_waiting(server, work) > 0
+    assert gained(server, before, "sglang:num_retracted_requests_total") > 0
+    assert gained(server, before, "sglang:evicted_tokens_total") > 0
+    assert any(meta(one)["cached_tokens"] for one in answers), "no prefix was shared"
+    assert any(meta(one)["num_retractions"] for one in answers)
+    colds = {report(one)["cold"] for one in answers}
+    after = state(server)
+    if has_a_draft_model(server):
+        assert colds == {None, POOL_FULL}, "some have a draft, and some find no room"
+        assert after["went_cold"] > drafts["went_cold"]
+        assert after["draft_prefix_hits"] > drafts["draft_prefix_hits"]
+    else:
+        assert colds == {None}
+    assert_nothing_is_held(server)
+
+
+def test_an_urgent_request_preempts_others_which_go_on(
+    server: Server, cases: list[Case], long_cases: list[Case]
+) -> None:
+    with ThreadPoolExecutor(3 * ROWS) as pool:
+        slow = [pool.submit(answer, server, case, retention=0.5) for case in long_cases]
+        while client.get_json(server.url, "/v1/loads")["loads"][0]["num_running_reqs"] < ROWS:
+            time.sleep(0.02)
+        urgent = answer(server, cases[-1], retention=0.5, **URGENT)
+        unfinished = [one for one in slow if not one.done()]
+        preempted = [meta(one.result())["num_retractions"] for one in slow]
+    assert unfinished, "the others were done before the urgent request"
+    assert meta(urgent)["num_retractions"] == 0
+    assert any(preempted)
+    assert_nothing_is_held(server)
+
+
+def test_answers_run_to_the_end_of_the_context_beside_others(
+    server: Server, cases: list[Case], long_cases: list[Case]
+) -> None:
+    def longest(case: Case) -> list[int]:
+        found = ask(server, case, max_tokens=CONTEXT, ignore_eos=True, retention=1.0)
+        assert found.finish_reason == "length"
+        assert len(found.prompt_ids) + len(found.output_ids) >= CONTEXT - 2
+        return list(found.output_ids)
+
+    alone = [longest(case) for case in cases[:2]]
+    with ThreadPoolExecutor(ROWS) as pool:
+        others = [pool.submit(answer, server, case) for case in long_cases[2:4]]
+        assert list(pool.map(longest, cases[:2])) == alone
+        for other in others:
+            other.result()
+    assert_nothing_is_held(server)
+
+
+def test_many_aborts_under_pressure_hold_nothing(server: Server, cases: list[Case]) -> None:
+    def one(number: int) -> None:
+        case = cases[number % len(cases)]
+        if number % 3:
+            answer(server, case, retention=0.5)
+            return
+        parts = {"messages": list(case.messages), "temperature": 0, "max_tokens": NEW_TOKENS}
+        _leave_early(server, {"model": "m", **parts, "ignore_eos": True}, after=number % 5)
+
+    with ThreadPoolExecutor(2 * ROWS) as pool:
+        list(pool.map(one, range(36)))
+    assert_nothing_is_held(server)
+
+
+def _leave_early(server: Server, body: dict[str, Any], after: int) -> None:
+    """Read so many lines of a stream, and hang up."""
+    with requests.post(
+        f"{server.url}/v1/chat/completions",
+        json={**body, "stream": True},
+        stream=True,
+        timeout=300,
+    ) as response:
+        for lines, _ in enumerate(response.iter_lines()):
+            if lines >= after:
+                return
