@@ -137,11 +137,7 @@ class Meeting:
             return True
         if self._group is None:
             return False
-        try:
-            torch.distributed.monitored_barrier(self._group, timedelta(seconds=PATIENCE_SECONDS))
-        except RuntimeError:
-            return False
-        return True
+        return _came(self._group, torch.ones(1))
 
 
 def agree_on_all(group: Any, flags: torch.Tensor) -> torch.Tensor:
@@ -154,14 +150,24 @@ def agree_on_all(group: Any, flags: torch.Tensor) -> torch.Tensor:
         for this one in a pass.
     """
     found = flags.to(torch.int32)
-    work = torch.distributed.all_reduce(
-        found, torch.distributed.ReduceOp.MAX, group=group.cpu_group, async_op=True
-    )
-    if flags.any():
-        try:
-            work.wait(timedelta(seconds=PATIENCE_SECONDS))
-        except RuntimeError as error:
-            raise RuntimeError(PARTED) from error
-    else:
-        work.wait()
+    if not flags.any():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group.cpu_group)
+    elif not _came(group.cpu_group, found):
+        raise RuntimeError(PARTED)
     return found.bool()
+
+
+def _came(group: Any, values: torch.Tensor) -> bool:
+    """Take the largest ``values`` of all ranks; False where one of them did not come.
+
+    Nor does a rank wait longer than `PATIENCE_SECONDS`. ``monitored_barrier`` keeps its timeout on
+    rank 0 alone.
+    """
+    work = torch.distributed.all_reduce(
+        values, torch.distributed.ReduceOp.MAX, group=group, async_op=True
+    )
+    try:
+        work.wait(timedelta(seconds=PATIENCE_SECONDS))
+    except RuntimeError:
+        return False
+    return True

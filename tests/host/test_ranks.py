@@ -38,6 +38,8 @@ def _rank(
         meeting = Meeting(group, "cpu")
         found = meeting.all_failed() if failing in (None, rank) else "in its pass"
         torch.distributed.barrier(device_group)
+        if failing not in (None, rank):
+            meeting.all_failed()  # Lets the other's question end with the test.
     elif question == "within a pass":
         found = "in its pass"
         if rank == failing:
@@ -47,7 +49,7 @@ def _rank(
                 found = error
         torch.distributed.barrier(device_group)
         if rank != failing:
-            agree(group, None)  # Lets the other's question end with the test.
+            agree(group, None)  # As above.
     elif question == "failure":
         found = agree(group, ValueError("mine") if rank == failing else None)
     else:
