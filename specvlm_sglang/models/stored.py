@@ -18,6 +18,7 @@ from specvlm_sglang.models.configs import language_config, read_config
 
 _INDEX = "model.safetensors.index.json"
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf")
+_QUANTISED = ("quantization_config", "compression_config")
 _VISION = re.compile(r"(^|\.)(visual|vision_model|vision_tower)\.")
 _PATCHES = re.compile(r"patch_embed(\.proj|ding)\.weight$")
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
@@ -87,7 +88,7 @@ def _disagreements(config: Any, shapes: Shapes) -> Iterator[str]:
     tower = {name: shape for name, shape in shapes.items() if _VISION.search(name)}
     language = {name: shape for name, shape in shapes.items() if name not in tower}
     yield from _missing_layers(language, text.num_hidden_layers, "num_hidden_layers", "layer")
-    if getattr(config, "quantization_config", None) is None:
+    if not any(getattr(one, field, None) for one in (config, text) for field in _QUANTISED):
         yield from _other_shapes(language, _language_shapes(text))
     if vision is None:
         return
