@@ -206,6 +206,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
                 trust_remote_code=server_args.trust_remote_code,
                 positions=config.positions,
                 tp_size=server_args.tp_size,
+                served_length=server_args.context_length,
             )
         check_stored(server_args)
         if server_args.max_running_requests is None:
