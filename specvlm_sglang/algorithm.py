@@ -14,6 +14,7 @@ from specvlm_sglang.config import DEFAULT_MOST_STEPS, DEFAULT_NUM_STEPS, SpecVLM
 from specvlm_sglang.host import adaptive, attention_default, contract, memory_budget
 from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
 from specvlm_sglang.models.pair import check_pair, check_self
+from specvlm_sglang.models.stored import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ _UNSUPPORTED: tuple[tuple[str, str, object, str], ...] = (
     ("--enable-lora", "enable_lora", False, "it was not tried with SPECVLM"),
     ("--lora-paths", "lora_paths", None, "it was not tried with SPECVLM"),
 )
+_CHECKED_FORMATS = ("auto", "safetensors")
 _SCORED_KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
 """Keys with scales by block would be scored wrongly, or unpacked as a whole for each layer."""
 _UNSUPPORTED_ENVIRONMENT = (
@@ -205,7 +207,9 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
                 trust_remote_code=server_args.trust_remote_code,
                 positions=config.positions,
                 tp_size=server_args.tp_size,
+                served_length=server_args.context_length,
             )
+        check_stored(server_args)
         if server_args.max_running_requests is None:
             server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
         server_args.enable_mixed_chunk = False
@@ -213,6 +217,18 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
             server_args.mm_attention_backend = server_args.mm_attention_backend or "triton_attn"
         if server_args.device == "cpu":
             server_args.disable_overlap_schedule = True
+
+
+def check_stored(server_args: Any) -> None:
+    """Raise ``ValueError`` for a checkpoint whose files are not what its configuration says."""
+    target_format = server_args.load_format
+    draft_format = server_args.speculative_draft_load_format or target_format
+    for path, load_format in (
+        (server_args.model_path, target_format),
+        (server_args.speculative_draft_model_path, draft_format),
+    ):
+        if path is not None and load_format in _CHECKED_FORMATS:
+            check_weights(path, trust_remote_code=server_args.trust_remote_code)
 
 
 def check_options(custom_params: Any) -> None:

@@ -23,6 +23,12 @@ _FLAGS: tuple[tuple[str, str, str], ...] = (
         "rl_on_policy_target",
         "it asks for deterministic inference, whose kernels need a GPU; leave it out",
     ),
+    (
+        "--enable-memory-saver",
+        "enable_memory_saver",
+        "it releases GPU memory, and no process starts with its library without a GPU's driver; "
+        "leave it out",
+    ),
 )
 _NOT_QUANTISED = (None, "unquant")
 

@@ -15,6 +15,7 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.undrafted import Undrafted
 from specvlm_sglang.host import batch_view
+from specvlm_sglang.host.ranks import PARTED, Meeting
 from specvlm_sglang.models import ModelFamily
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
@@ -58,6 +59,7 @@ class DraftRounds(StandaloneDraftWorker):
         self.phases = phases
         self._observer = observer
         self._undrafted_by_steps: dict[int, Undrafted] = {}
+        self._meeting = Meeting(get_parallel().tp_group, self.device)
 
     @property
     def _undrafted(self) -> Undrafted:
@@ -155,11 +157,12 @@ class DraftRounds(StandaloneDraftWorker):
 
         Raises
         ------
-        Exception
-            ``error``, with tensor parallelism: the other ranks have gone on with their drafts.
+        RuntimeError
+            With tensor parallelism, where it is not known that every rank failed alike: one that
+            did not waits for this one, or has gone on with its drafts.
         """
-        if get_parallel().tp_size > 1:
-            raise error
+        if not self._meeting.all_failed():
+            raise RuntimeError(PARTED) from error
         warm = [row for row in batch_view.rows_of(batch) if self.kv.is_warm(row)]
         logger.warning("SPECVLM: %d requests lost their drafts: %r", len(warm), error)
         for row in warm:

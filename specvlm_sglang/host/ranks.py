@@ -7,10 +7,17 @@ the same, the others' kernels wait for a partner that never comes, or meet the w
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 
+PATIENCE_SECONDS = 60.0
+"""How long a rank that failed waits for the others, which may wait for it in a collective."""
+PARTED = (
+    "SPECVLM: one tensor-parallel rank failed in the draft's pass and another did not; the server "
+    "cannot go on. Give it more free memory: a lower --mem-fraction-static"
+)
 OTHER_RANK = "another rank could not draft for the prompt"
 """Why a request is cold that this rank had a draft for."""
 
@@ -96,10 +103,41 @@ def stop_where_ranks_parted(device: torch.device | str) -> None:
         answer with garbage. On a CPU both ranks are still together.
     """
     if torch.device(device).type == "cuda":
-        raise RuntimeError(
-            "SPECVLM: one tensor-parallel rank failed in the draft's pass and another did not; "
-            "the server cannot go on. Give it more free memory: a lower --mem-fraction-static"
-        )
+        raise RuntimeError(PARTED)
+
+
+class Meeting:
+    """Where ranks come that failed in a round, to learn whether all of them did.
+
+    A rank that did not fail never comes, so a round without failures costs nothing.
+
+    Parameters
+    ----------
+    group
+        SGLang's ``GroupCoordinator``; all its ranks make this, in the same place.
+    device
+        This rank's.
+    """
+
+    def __init__(self, group: Any, device: torch.device | str) -> None:
+        self._is_alone = group.world_size == 1
+        self._group: Any = None
+        if not self._is_alone and torch.device(device).type != "cuda":
+            # Of its own: a rank that did not fail may wait in the others for the one that did.
+            self._group = torch.distributed.new_group(group.ranks, backend="gloo")
+
+    def all_failed(self) -> bool:
+        """Whether every rank failed in this round's pass; called by those that did.
+
+        False on CUDA with several ranks: they may have failed in different layers, and the
+        collectives that one of them has queued more would meet the next pass's of another. On a
+        CPU no rank is ahead of a collective that another has not reached.
+        """
+        if self._is_alone:
+            return True
+        if self._group is None:
+            return False
+        return _came(self._group, torch.ones(1))
 
 
 def of_first_rank(group: Any, seconds: float) -> float:
@@ -120,7 +158,33 @@ def of_first_rank(group: Any, seconds: float) -> float:
 
 
 def agree_on_all(group: Any, flags: torch.Tensor) -> torch.Tensor:
-    """Where the flag of any rank is set; bool ``[N]`` on the host, as ``flags``."""
+    """Where the flag of any rank is set; bool ``[N]`` on the host, as ``flags``.
+
+    Raises
+    ------
+    RuntimeError
+        A flag is set on this rank, and another rank has not come in `PATIENCE_SECONDS`: it waits
+        for this one in a pass.
+    """
     found = flags.to(torch.int32)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group.cpu_group)
+    if not flags.any():
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group.cpu_group)
+    elif not _came(group.cpu_group, found):
+        raise RuntimeError(PARTED)
     return found.bool()
+
+
+def _came(group: Any, values: torch.Tensor) -> bool:
+    """Take the largest ``values`` of all ranks; False where one of them did not come.
+
+    Nor does a rank wait longer than `PATIENCE_SECONDS`. ``monitored_barrier`` keeps its timeout on
+    rank 0 alone.
+    """
+    work = torch.distributed.all_reduce(
+        values, torch.distributed.ReduceOp.MAX, group=group, async_op=True
+    )
+    try:
+        work.wait(timedelta(seconds=PATIENCE_SECONDS))
+    except RuntimeError:
+        return False
+    return True

@@ -21,6 +21,7 @@ from specvlm_sglang.host.refusals import reason_of
 _RUNNER = "sglang.srt.model_executor.model_runner_components.weight_updater"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater"
 _MAX_HEADER = 100 << 20
+_LENGTH = struct.Struct("<Q")
 _PREFIXES = ("model", "language_model", "visual")
 _OUTPUT_LAYER = "lm_head.weight"
 # torch waits half an hour, in which the scheduler answers nobody.
@@ -38,22 +39,46 @@ def install_in_scheduler() -> None:
     replace_function(_MANAGER, "SchedulerWeightUpdaterManager.begin_weight_update", _of_a_model)
 
 
+def header_of(file: Path) -> dict[str, Any]:
+    """A safetensors file's entries by tensor name, ``dtype``, ``shape`` and ``data_offsets`` each.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ValueError
+        It is no safetensors file, or is shorter or longer than its entries say.
+    """
+    with file.open("rb") as content:
+        size = file.stat().st_size
+        if size < _LENGTH.size:
+            raise ValueError("it ends before its header")
+        (length,) = _LENGTH.unpack(content.read(_LENGTH.size))
+        if length > min(_MAX_HEADER, size - _LENGTH.size):
+            raise ValueError("it ends within its header, or has none")
+        try:
+            entries = dict(json.loads(content.read(length)))
+            entries.pop("__metadata__", None)
+            stop = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError("its header cannot be read") from error
+    missing = _LENGTH.size + length + stop - size
+    if missing:
+        raise ValueError(
+            f"it is {abs(missing)} bytes {'shorter' if missing > 0 else 'longer'}"
+            " than its header says"
+        )
+    return entries
+
+
 def shapes_of(checkpoint: str | Path) -> Shapes | None:
     """Shapes of a directory's safetensors by name; None where it has none that can be read."""
     found: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(checkpoint).glob("*.safetensors")):
         try:
-            with file.open("rb") as content:
-                (length,) = struct.unpack("<Q", content.read(8))
-                if length > _MAX_HEADER:
-                    return None
-                header = json.loads(content.read(length))
-            found |= {
-                name: tuple(entry["shape"])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+            header = header_of(file)
+            found |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+        except (OSError, ValueError, KeyError, TypeError):
             return None
     return found or None
 

@@ -32,3 +32,11 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
 def language_config(config: Any) -> Any:
     """Return the part of a configuration that describes the language model."""
     return getattr(config, "llm_config", None) or config.get_text_config()
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a model was made to read, as SGLang counts them."""
+    contract.require("configurations")
+    from sglang.srt.utils.hf_transformers.common import get_context_length
+
+    return int(get_context_length(language_config(config)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from typing import Any
 
 from specvlm_sglang.models import ModelFamily, family_of
-from specvlm_sglang.models.configs import language_config, read_config
+from specvlm_sglang.models.configs import context_length, language_config, read_config
 from specvlm_sglang.models.llava_onevision import LMMS_LAB_ARCHITECTURE, converted_checkpoint
 
 # What the prompt's visual tokens depend on: the processor of the target lays them out for both.
@@ -36,6 +37,7 @@ def check_pair(
     trust_remote_code: bool = False,
     positions: str | None = None,
     tp_size: int = 1,
+    served_length: int | None = None,
 ) -> None:
     """Raise unless ``draft`` reads the same tokens and the same video layout as ``target``.
 
@@ -51,13 +53,15 @@ def check_pair(
         ``--specvlm-positions``.
     tp_size
         ``--tp-size``: ranks that share the draft's heads.
+    served_length
+        ``--context-length``; None: the target's own.
 
     Raises
     ------
     ValueError
         A family that is not served, two families, another vision geometry, another vocabulary,
-        positions that the family does not have, or heads that the ranks cannot share; the message
-        names the difference and the models.
+        positions that the family does not have, heads that the ranks cannot share, or a draft that
+        reads fewer tokens than are served; the message names the difference and the models.
     """
     families = [_family_at(path) for path in (target, draft)]
     configs = [read_config(path, trust_remote_code=trust_remote_code) for path in (target, draft)]
@@ -77,6 +81,7 @@ def check_pair(
             "positions say where and when a token is, so kept tokens keep theirs"
         )
     _check_heads(configs[1], draft, tp_size)
+    _check_length(configs[1], draft, served_length or context_length(configs[0]))
     for name in _GEOMETRY:
         towers = [getattr(config, "vision_config", None) for config in configs]
         _same(name, towers[0], towers[1], target, draft)
@@ -118,6 +123,20 @@ def _check_heads(config: Any, draft: str, tp_size: int) -> None:
                 f"--tp-size={tp_size} does not divide the {heads} {name} of the draft {draft}: "
                 "the draft is split over the ranks like the target"
             )
+
+
+def _check_length(config: Any, draft: str, served: int) -> None:
+    """Say what SGLang says of a target and a user, once both models are being built."""
+    length = context_length(config)
+    is_allowed = any(
+        os.environ.get(name, "").lower() in ("1", "true")
+        for name in ("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "SGLANG_IS_IN_CI")
+    )
+    if length < served and not is_allowed:
+        raise ValueError(
+            f"the draft {draft} reads {length} tokens, and {served} are served: "
+            f"--context-length={length} serves what both read"
+        )
 
 
 def _family_at(path: str) -> ModelFamily:

@@ -140,6 +140,7 @@ def test_sglangs_own_standalone_drafts_with_our_backend(resolve: Any, text_draft
     ("flags", "says"),
     [
         (["--enable-deterministic-inference"], "--enable-deterministic-inference does not work"),
+        (["--enable-memory-saver"], "--enable-memory-saver does not work on a CPU: it releases"),
         (["--quantization", "fp8"], "--quantization=fp8 does not work on a CPU"),
         (["--quantization", "awq"], "--quantization=awq does not work on a CPU"),
     ],

@@ -200,3 +200,18 @@ def test_every_name_is_in_the_table_of_support() -> None:
     table = (Path(__file__).parents[2] / "docs" / "support.md").read_text()
     names = {name for family in FAMILIES for name in family.architectures} | set(REASONS)
     assert not {name for name in names if f"`{name}`" not in table}
+
+
+def test_a_draft_that_reads_fewer_tokens_is_refused_with_what_both_read(
+    vl_target: Path, edited: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shorten(content: Any) -> None:
+        content["text_config"]["max_position_embeddings"] = 4096
+
+    monkeypatch.delenv("SGLANG_IS_IN_CI", raising=False)
+    pair = str(vl_target), str(edited("config.json", shorten))
+    with pytest.raises(ValueError, match=f"{pair[1]} reads 4096 tokens, and 32768 are .*=4096"):
+        check_pair(*pair)
+    check_pair(*pair, served_length=4096)
+    monkeypatch.setenv("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "1")
+    check_pair(*pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -84,3 +85,20 @@ def test_ended_while_it_starts_and_while_it_answers_nothing_is_left_and_it_start
         assert_gone(server.pid, server.port, shared)
         with pytest.raises(ToolError, match="the server ended"):
             server.raise_if_ended()
+
+
+def test_a_draft_that_was_cut_ends_the_start_before_anything_is_loaded(
+    vl_target: Path, vl_draft: Path, tmp_path: Path
+) -> None:
+    draft = Path(shutil.copytree(vl_draft, tmp_path / "cut"))
+    content = (draft / "model.safetensors").read_bytes()
+    (draft / "model.safetensors").write_bytes(content[:-100])
+    server = Server(vl_target, launch(draft, *CHAIN), log=tmp_path / "server.log")
+    with server, pytest.raises(ToolError, match="the server ended"):
+        wait_until_ready([server])
+    last = server.log_text().strip().splitlines()[-1]
+    assert last.endswith(
+        f"the weights of {draft} cannot be read: model.safetensors: it is 100 bytes shorter than "
+        "its header says"
+    )
+    assert "Load weight" not in server.log_text()

@@ -5,6 +5,7 @@ One server of the other SPECVLM tests; after each request it must answer as befo
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import requests
 
 from specvlm_sglang.tools import client
 from tests.serving.specvlm import CHAIN, chat_prompt, launch
+from tests.support import checkpoints, hf
 from tests.support.clips import data_url
 from tests.support.server import Server
 
@@ -131,6 +133,34 @@ def test_another_shape_is_refused_and_the_same_weights_are_loaded(
     assert post(server, "/update_weights_from_disk", {"model_path": str(vl_target)}).json()[
         "success"
     ]
+
+
+def test_other_weights_of_the_same_shape_are_answered_with_until_the_first_return(
+    server: Server, vl_target: Path, answer: list[int], tmp_path: Path
+) -> None:
+    """The draft keeps its own: it drafts for another target now, whose answers are right."""
+    other = checkpoints.qwen2_5_vl(tmp_path / "other", seed=7)
+    prompt = {"model": "default", "prompt": QUESTION}
+    ids = post(server, "/v1/tokenize", prompt).json()["tokens"]
+    expected = hf.greedy(other, ids, 8).output_ids
+    assert expected != answer
+    assert post(server, "/update_weights_from_disk", {"model_path": str(other)}).json()["success"]
+    found = server.generate(QUESTION, max_new_tokens=8)
+    assert found["output_ids"] == expected
+    assert found["meta_info"]["specvlm"]["cold"] is None
+    restored = post(server, "/update_weights_from_disk", {"model_path": str(vl_target)})
+    assert restored.json()["success"]
+
+
+def test_a_checkpoint_that_was_cut_leaves_the_served_weights(
+    server: Server, vl_target: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(vl_target, tmp_path / "cut"))
+    content = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(content[:-100])
+    said = refuse(server, "/update_weights_from_disk", {"model_path": str(broken)})
+    assert '"success":false' in said
+    assert str(broken) in said
 
 
 def test_memory_is_not_released_under_a_streaming_answer(

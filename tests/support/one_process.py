@@ -13,16 +13,20 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from specvlm_sglang.host import ranks as host_ranks
 from specvlm_sglang.tools.server import free_port
 
 STEPS = 2000
+PATIENCE_SECONDS = 5.0
+"""Of a rank that failed."""
 
 
 def run(
@@ -33,6 +37,7 @@ def run(
     new_tokens: int,
     hidden: float = 0.0,
     ranks: int = 1,
+    failing: Mapping[int, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Serve these groups of prompts one after another.
 
@@ -49,12 +54,20 @@ def run(
         read.
     ranks
         ``--tp-size``.
+    failing
+        By rank, the method of its draft worker that raises once, at its first call. A rank that
+        fails waits `PATIENCE_SECONDS` for the others.
 
     Returns
     -------
     list of dict
         Of each rank: ``answers`` by group, each with ``ids``, ``histogram`` and ``cold``;
-        ``free``, KV slots before and after each group.
+        ``free``, KV slots before and after each group; ``went_cold``, drafts that were lost.
+
+    Raises
+    ------
+    RuntimeError
+        A rank ended with an error; with the last words of all that did.
     """
     line = ["--model-path", str(model), *arguments]
     if ranks > 1:
@@ -67,6 +80,7 @@ def run(
             "new_tokens": new_tokens,
             "hidden": hidden,
             "rank": rank,
+            "failing": (failing or {}).get(rank),
         }
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.support.one_process"],
@@ -80,13 +94,13 @@ def run(
         child.stdin.close()
         child.stdin = None
         started.append(child)
-    found = []
-    for child in started:
-        out, errors = child.communicate()
-        if child.returncode:
-            raise RuntimeError(errors[-3000:])
-        found.append(json.loads(out.splitlines()[-1]))
-    return found
+    said = [child.communicate() for child in started]
+    failed = [
+        errors[-3000:] for child, (_, errors) in zip(started, said, strict=True) if child.returncode
+    ]
+    if failed:
+        raise RuntimeError("\n".join(failed))
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
 class _Driver:
@@ -131,6 +145,18 @@ class _Driver:
 
         kv.begin = begin_with_less
 
+    def fail(self, method: str) -> None:
+        """Let this method of the draft worker raise once."""
+        draft = self.scheduler.draft_worker.draft_worker
+        original = getattr(draft, method)
+        host_ranks.PATIENCE_SECONDS = PATIENCE_SECONDS
+
+        def failing(*arguments: Any, **options: Any) -> Any:
+            setattr(draft, method, original)
+            raise ZeroDivisionError(f"injected into {method}")
+
+        setattr(draft, method, failing)
+
     def serve(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[dict[str, Any]]:
         """Answers to prompts that are there at once."""
         scheduler, reqs = self.scheduler, []
@@ -156,6 +182,10 @@ class _Driver:
             }
             for req in reqs
         ]
+
+    def went_cold(self) -> int:
+        """Drafts that were lost."""
+        return int(self.scheduler.draft_worker.observer.totals.went_cold)
 
     def free_slots(self) -> int:
         """KV slots of the target that nobody holds."""
@@ -192,15 +222,24 @@ def main() -> None:
     driver = _Driver(job["line"], job["rank"])
     if job["hidden"]:
         driver.hide(job["hidden"])
+    if job["failing"]:
+        driver.fail(job["failing"])
     answers, free = [], [driver.free_slots()]
     with torch.no_grad():
         for group in job["groups"]:
             answers.append(driver.serve(group, job["new_tokens"]))
             free.append(driver.free_slots())
-    print(json.dumps({"answers": answers, "free": free}), flush=True)
+    print(
+        json.dumps({"answers": answers, "free": free, "went_cold": driver.went_cold()}), flush=True
+    )
     # Its sockets and threads would wait for a server that is not there.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

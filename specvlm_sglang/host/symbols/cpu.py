@@ -39,6 +39,7 @@ CPU: dict[str, tuple[Symbol, ...]] = {
             "model_path",
             "quantization",
             "rl_on_policy_target",
+            "enable_memory_saver",
             "speculative_draft_model_path",
             "speculative_draft_model_quantization",
             "trust_remote_code",

@@ -10,7 +10,10 @@ _STATS = "sglang.srt.observability.req_time_stats"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager"
 
 SERVER: dict[str, tuple[Symbol, ...]] = {
-    "configurations": (Symbol("sglang.srt.utils.hf_transformers.common:AutoConfig"),),
+    "configurations": (
+        Symbol("sglang.srt.utils.hf_transformers.common:AutoConfig"),
+        Symbol("sglang.srt.utils.hf_transformers.common:get_context_length", ("config",)),
+    ),
     "flags": (
         Symbol("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",)),
         Symbol("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",)),
