@@ -388,6 +388,10 @@ class SelfDraftReport:
     break_even_accept_length: float
     highest_speedup: float
 
+    def speedup(self, accept_length: float) -> float:
+        """Over plain decoding, at so many tokens of a verify round, bonus included."""
+        return accept_length / self.break_even_accept_length
+
 
 def what_would_self_drafting_buy(
     target: ModelDimensions,
