@@ -221,11 +221,11 @@ def _memory(
         "the rest of the memory - vision tower's peak - scoring - features; for activations of "
         "the language models, CUDA graphs and CUDA itself",
     )
-    share = "target KV" if alone else f"(target KV + {config.draft_kv_share:g} x draft KV)"
+    charged = "target KV" if alone else f"(target KV + {config.draft_kv_share:g} x draft KV)"
     yield Figure(
         "largest batch",
         f"{found.batch:,} requests at once ({found.tokens:,} tokens)",
-        f"KV room / {share}, / tokens of a request; the server admits "
+        f"KV room / {charged}, / tokens of a request; the server admits "
         f"{MAX_RUNNING_REQUESTS} (--max-running-requests)",
     )
 
