@@ -179,7 +179,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         from specvlm_sglang.report.entries import KEY, ResponseReport
 
         config = SpecVLMConfig.from_environment()
-        check_draft(server_args.speculative_draft_model_path, config.draft)
+        check_draft(server_args.speculative_draft_model_path, config.draft, config.self_layers)
         refuse_unsupported(server_args)
         request_validation.install(check_options)
         response_report.install(KEY, ResponseReport)
@@ -194,6 +194,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
                 server_args.model_path,
                 trust_remote_code=server_args.trust_remote_code,
                 positions=config.positions,
+                layers=config.self_layers,
             )
             logger.info("%s: no draft model is named, so the target drafts for itself", NAME)
         else:
@@ -221,8 +222,8 @@ def check_options(custom_params: Any) -> None:
     parse_options(custom_params, SpecVLMConfig.from_environment())
 
 
-def check_draft(path: str | None, draft: str | None) -> None:
-    """Raise ``ValueError`` where the draft model and ``--specvlm-draft`` contradict each other."""
+def check_draft(path: str | None, draft: str | None, self_layers: int | None = None) -> None:
+    """Raise ``ValueError`` where a draft model and our flags of what drafts disagree."""
     if draft == "model" and path is None:
         raise ValueError(
             f"--specvlm-draft=model needs a draft model: --speculative-draft-model-path "
@@ -233,6 +234,12 @@ def check_draft(path: str | None, draft: str | None) -> None:
             f"--speculative-draft-model-path={path} does not work with --specvlm-draft self: the "
             "target drafts for itself; leave one of them out"
         )
+    if self_layers is not None and path is not None:
+        raise ValueError(
+            f"--specvlm-self-layers={self_layers} does not work with "
+            f"--speculative-draft-model-path={path}: they are layers of a target that drafts for "
+            "itself; leave one of them out"
+        )
 
 
 def refuse_drafting_for_itself(server_args: Any, config: SpecVLMConfig) -> None:
@@ -241,6 +248,11 @@ def refuse_drafting_for_itself(server_args: Any, config: SpecVLMConfig) -> None:
     if (server_args.page_size or 1) > 1:
         raise ValueError(
             f"--page-size={server_args.page_size} {given}: kept tokens lie in no whole pages, use 1"
+        )
+    if config.self_layers is not None and server_args.tp_size > 1:
+        raise ValueError(
+            f"--specvlm-self-layers={config.self_layers} does not work with "
+            f"--tp-size={server_args.tp_size}: a layer may leave its ranks' sum to the next one"
         )
     setting = config.unfit_for_self()
     if setting is not None:

@@ -71,7 +71,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
         drafts_itself = get_spec().speculative_draft_model_path is None
         if drafts_itself:
             self._draft_worker = SelfDraftWorker(
-                server_args, gpu_id, target_worker, observer=self.observer, phases=self.phases
+                server_args,
+                gpu_id,
+                target_worker,
+                observer=self.observer,
+                phases=self.phases,
+                layers=self.config.self_layers,
             )
         else:
             self._draft_worker = SpecVLMDraftWorker(

@@ -219,6 +219,12 @@ def test_a_draft_model_and_what_drafts_must_agree(
         (("--page-size=16",), {}, "--page-size=16 does not work"),
         ((), {"DRAFT_KV_TOKENS": "99"}, "--specvlm-draft-kv-tokens=99 does not work"),
         ((), {"POLICY": "scope+merge"}, r"--specvlm-policy=scope\+merge does not work"),
+        ((), {"SELF_LAYERS": "4"}, r"--specvlm-self-layers=4 must be 1 to 3: .* has 4 layers"),
+        (
+            ("--tp-size=2",),
+            {"SELF_LAYERS": "2"},
+            "--specvlm-self-layers=2 does not work with --tp-size=2",
+        ),
         ((), {"POSITIONS": "contiguous"}, "--specvlm-positions=contiguous does not work"),
     ],
 )
@@ -233,6 +239,17 @@ def test_what_a_target_that_drafts_for_itself_cannot_do_is_refused_by_flag(
         monkeypatch.setenv(f"SPECVLM_{name}", value)
     with pytest.raises(ValueError, match=named):
         resolve(*pair[:4], *flags)
+
+
+def test_layers_that_draft_are_those_of_a_target_that_drafts_for_itself(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECVLM_SELF_LAYERS", "2")
+    resolve(*pair[:4])
+    with pytest.raises(
+        ValueError, match="--specvlm-self-layers=2 does not work with --speculative"
+    ):
+        resolve(*pair)
 
 
 def test_a_good_pair_resolves_to_a_chain_without_overlap_on_a_cpu(pair: list[str]) -> None:

@@ -6,14 +6,15 @@ verification as always. The first pass is over the newest token, whose keys and 
 computed yet; those behind it are SGLang's own loop. A draft model needs one pass fewer, and one
 over what was verified.
 
-What drafting writes lies in the slots that the verification of the same round overwrites.
+What drafting writes lies in the slots that the verification of the same round overwrites. Where the
+first layers alone draft, the others' keys and values come from the verification, as all do.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from sglang.srt.utils.common import fast_topk
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.kept_columns import KeptColumns
 from specvlm_sglang.draft.rounds import DraftRounds
-from specvlm_sglang.host import draft_positions, runner_copy
+from specvlm_sglang.host import draft_positions, early_exit, runner_copy
 from specvlm_sglang.models import ModelFamily, family_of
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
@@ -53,6 +54,7 @@ class SelfDraftWorker(DraftRounds):
         *,
         observer: Observer,
         phases: PhaseClock,
+        layers: int | None = None,
     ) -> None:
         # SGLang's standalone worker would load a model here.
         EagleDraftWorkerBase.__init__(self)
@@ -77,6 +79,9 @@ class SelfDraftWorker(DraftRounds):
         self.seed_dsa_topk_from_draft_extend = False
         self.begin_rounds(observer, phases)
         runner = target_worker.model_runner
+        self.layers = layers
+        """How many of the target's layers draft, from the first on; None: all."""
+        self._decoder = None if layers is None else early_exit.decoder_of(runner.model)
         config = runner.model_config
         self.family: ModelFamily = family_of(config.hf_config.architectures)
         # Of the policies that read features only; nothing is encoded for others.
@@ -143,6 +148,7 @@ class SelfDraftWorker(DraftRounds):
         """What ``/server_info`` shows of the draft's KV cache, which is the target's."""
         return {
             "draft": "self",
+            "self_layers": self.layers,
             "draft_kv_tokens": 0,
             "draft_kv_tokens_in_use": 0,
             "draft_kv_tokens_free": 0,
@@ -160,7 +166,7 @@ class SelfDraftWorker(DraftRounds):
 
     def _draft_tokens(self, batch: Any) -> Any:
         self.kv.follow(batch)
-        with self.kv.as_seen_by_draft(batch), self._numbered():
+        with self.kv.as_seen_by_draft(batch), self._numbered(), self._cut_short():
             self._pass_over_newest(batch)
             batch.seq_lens = batch.seq_lens + 1
             if batch.seq_lens_cpu is not None:
@@ -205,6 +211,12 @@ class SelfDraftWorker(DraftRounds):
             num_draft_tokens=self.speculative_num_draft_tokens,
         )
         return forward_batch
+
+    def _cut_short(self) -> AbstractContextManager[None]:
+        """The target's model ends after the layers that draft."""
+        if self.layers is None:
+            return nullcontext()
+        return early_exit.first_layers(self._decoder, self.layers)
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:

@@ -145,7 +145,7 @@ def size_pair(options: argparse.Namespace, console: Console) -> int:
         video=setting.video_tokens,
     )
     speed = (
-        _speed_alone(target, found, setting)
+        _speed_alone(target, found, config, setting)
         if draft is None
         else _speed(target, draft, found, config, setting)
     )
@@ -274,7 +274,9 @@ def _speed(
         )
 
 
-def _speed_alone(target: Model, found: Sizes, setting: Setting) -> Iterator[Figure]:
+def _speed_alone(
+    target: Model, found: Sizes, config: SpecVLMConfig, setting: Setting
+) -> Iterator[Figure]:
     rates, accepted = setting.rates, setting.accept_length
     model, steps = _as_stored(target), DEFAULT_NUM_STEPS
 
@@ -282,18 +284,30 @@ def _speed_alone(target: Model, found: Sizes, setting: Setting) -> Iterator[Figu
         retention = found.kept / setting.video_tokens
         video = setting.video_tokens
         return what_would_self_drafting_buy(
-            model, rates, video, TEXT_TOKENS, retention, steps, batch, NEW_TOKENS
+            model,
+            rates,
+            video,
+            TEXT_TOKENS,
+            retention,
+            steps,
+            batch,
+            NEW_TOKENS,
+            layers=config.self_layers,
         )
 
+    whole = model.layers
+    if config.self_layers is not None and config.self_layers >= whole:
+        raise ToolError(f"--specvlm-self-layers {config.self_layers} must be 1 to {whole - 1}")
+    cut = "" if config.self_layers is None else f" of {config.self_layers} of {whole} layers"
     for batch in setting.batches(found.batch):
         one = report(batch)
         yield Figure(
             f"for itself, {batch} request{_s(batch)}",
             f"{one.speedup(accepted):.2f}x, at most {one.highest_speedup:.2f}x; gains above "
             f"{one.break_even_accept_length:.2f} tokens a round",
-            f"roofline of {rates.name}: KV is {one.kv_share:.0%} of a step's bytes; a draft step "
-            f"takes {one.draft_over_plain:.0%} of a plain step, of which a round has {steps} and a "
-            f"verification; an accept length of {accepted:g} assumed, {steps + 1} at most",
+            f"roofline of {rates.name}: KV is {one.kv_share:.0%} of a step's bytes; a draft step"
+            f"{cut} takes {one.draft_over_plain:.0%} of a plain step, of which a round has {steps} "
+            f"and a verification; an accept length of {accepted:g} assumed, {steps + 1} at most",
         )
     most = max(1, min(found.batch, MAX_RUNNING_REQUESTS))
     least = next((n for n in range(1, most + 1) if report(n).speedup(accepted) > 1), None)
