@@ -24,6 +24,8 @@ _PAGED_TREE_BACKENDS = ("flashinfer", "fa3", "triton")
 # Those that verify a chain and draft several steps on a GPU; with a tree, all but the last.
 _GPU_BACKENDS = ("flashinfer", "fa3", "fa4", "triton", "trtllm_mha")
 _CHAIN_ONLY_BACKENDS = ("trtllm_mha",)
+# Those that cannot read pages of one slot, or were not tried with a pool of larger ones.
+_PAGE_BOUND_BACKENDS = ("trtllm_mha", "fa4")
 _BACKEND_FIELDS = (
     "attention_backend",
     "prefill_attention_backend",
@@ -245,10 +247,19 @@ def check_draft(path: str | None, draft: str | None, self_layers: int | None = N
 def refuse_drafting_for_itself(server_args: Any, config: SpecVLMConfig) -> None:
     """Raise ``ValueError`` naming what a target that drafts for itself does not work with."""
     given = f"does not work with {NAME} without a draft model (--specvlm-draft self)"
-    if (server_args.page_size or 1) > 1:
+    page, topk = server_args.page_size or 1, server_args.speculative_eagle_topk
+    if page > 1 and topk > 1:
         raise ValueError(
-            f"--page-size={server_args.page_size} {given}: kept tokens lie in no whole pages, use 1"
+            f"--page-size={page} with --speculative-eagle-topk={topk} {given}: branches begin on "
+            "pages of their own, and kept tokens lie in no page; use --page-size 1 or a chain"
         )
+    whole = _PAGE_BOUND_BACKENDS if server_args.device == "cuda" else ()
+    for backend, flag in attention_backends(server_args).items():
+        if backend in whole:
+            raise ValueError(
+                f"{flag}={backend} {given}: it reads whole pages, and kept tokens lie in none; use "
+                f"one of {', '.join(name for name in _GPU_BACKENDS if name not in whole)}"
+            )
     if config.self_layers is not None and server_args.tp_size > 1:
         raise ValueError(
             f"--specvlm-self-layers={config.self_layers} does not work with "

@@ -214,7 +214,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         due = self.requests.due(batch.reqs)
         if self.pace is not None:
             due = self._worth_starting(self.pace, due, len(batch.reqs))
-            self.pace.idle = not due and not self._draft_worker.has_drafts(batch)
+            drafted = bool(due) or self._draft_worker.has_drafts(batch)
+            self.pace.idle = not drafted
+            if drafted and not due:
+                self.pace.bound(self._draft_worker.most_gain(batch))
             assert self.adaptive_controller is not None
             self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
             self.observer.steps(self.speculative_num_steps)

@@ -216,7 +216,11 @@ def test_a_draft_model_and_what_drafts_must_agree(
 @pytest.mark.parametrize(
     ("flags", "variables", "named"),
     [
-        (("--page-size=16",), {}, "--page-size=16 does not work"),
+        (
+            ("--page-size=16", "--speculative-eagle-topk=4"),
+            {},
+            "--page-size=16 with --speculative-eagle-topk=4 does not work",
+        ),
         ((), {"DRAFT_KV_TOKENS": "99"}, "--specvlm-draft-kv-tokens=99 does not work"),
         ((), {"POLICY": "scope+merge"}, r"--specvlm-policy=scope\+merge does not work"),
         ((), {"SELF_LAYERS": "4"}, r"--specvlm-self-layers=4 must be 1 to 3: .* has 4 layers"),

@@ -117,7 +117,9 @@ class CostModelPolicy:
         self._last: float | None = None
         self._skip = 1
         self.idle = False
-        """Whether no request of the next round has a draft: there is nothing to choose."""
+        self.hopeless: str | None = None
+        """Why the newest round that was bounded so was plain."""
+        """Whether no request of the next round has a draft, or none can pay: nothing to choose."""
         self.start_seconds: float | None = None
         """What the beginning of one request's draft takes."""
         self._refused = 0
@@ -184,6 +186,18 @@ class CostModelPolicy:
 
     # What the worker tells.
 
+    def bound(self, most_gain: float) -> None:
+        """Rest for the next round if no drafts of it can gain anything, whatever is accepted.
+
+        Parameters
+        ----------
+        most_gain
+            Tokens per second over plain decoding's that drafting cannot exceed.
+        """
+        if most_gain <= HYSTERESIS:
+            self.idle = True
+            self.hopeless = f"every draft accepted would give {most_gain:.3f}x at the most"
+
     def interrupted(self) -> None:
         """Something else than rounds ran: the next intervals are no round's."""
         # Under overlap scheduling a round is queued behind the interruption, and one before it.
@@ -240,6 +254,7 @@ class CostModelPolicy:
         return {
             "steps": self.steps,
             "reason": self.reason,
+            "hopeless": self.hopeless,
             "acceptance_by_depth": [round(one, 3) for one in self.acceptance.by_depth],
             "round_seconds": {str(s): round(t, 6) for s, t in measured.items()},
             "expected_gain": _rounded(self.expected_gain),
@@ -322,6 +337,9 @@ class RandomPolicy(CostModelPolicy):
     def pays(self, tokens: int, batch_size: int) -> bool:
         """Always."""
         return True
+
+    def bound(self, most_gain: float) -> None:
+        """Nothing."""
 
     def get_steps_for_batch(self, batch_size: int) -> int:
         """Any of the candidates."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -127,6 +128,10 @@ class DraftRounds(StandaloneDraftWorker):
         return batch.forward_mode.is_idle() or any(
             self.kv.is_warm(row) for row in batch_view.rows_of(batch)
         )
+
+    def most_gain(self, batch: Any) -> float:
+        """Tokens per second over plain decoding's that drafting for ``batch`` cannot exceed."""
+        return math.inf
 
     def _draft_tokens(self, batch: Any) -> Any:
         """Parents, score indices, tokens and probabilities, as SGLang's ``draft_forward``."""

@@ -13,6 +13,7 @@ first layers alone draft, the others' keys and values come from the verification
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -30,10 +31,12 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_utils import draft_tp_context, renorm_draft_probs
 from sglang.srt.utils.common import fast_topk
 
+from specvlm_sglang.draft.costs import most_gain
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.kept_columns import KeptColumns
 from specvlm_sglang.draft.rounds import DraftRounds
-from specvlm_sglang.host import draft_positions, early_exit, runner_copy
+from specvlm_sglang.host import draft_positions, early_exit, runner_copy, step_bytes
+from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.models import ModelFamily, family_of
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
@@ -81,6 +84,8 @@ class SelfDraftWorker(DraftRounds):
         runner = target_worker.model_runner
         self.layers = layers
         """How many of the target's layers draft, from the first on; None: all."""
+        self._weight_bytes = step_bytes.weight_bytes(runner)
+        self._most_steps = self.speculative_num_steps
         self._decoder = None if layers is None else early_exit.decoder_of(runner.model)
         config = runner.model_config
         self.family: ModelFamily = family_of(config.hf_config.architectures)
@@ -111,9 +116,9 @@ class SelfDraftWorker(DraftRounds):
             req_to_token_pool, target_capacity=memory_pool_config.max_total_num_tokens
         )
         req_to_token_pool.attach_aux_cache(self.kv)
-        self.draft_runner = runner_copy.drafting_copy(
-            self.target_worker.model_runner, self.kv.req_to_token_pool
-        )
+        runner = self.target_worker.model_runner
+        self.draft_runner = runner_copy.drafting_copy(runner, self.kv.req_to_token_pool)
+        self._kv_bytes = step_bytes.kv_bytes_per_token(runner)
 
     def init_attention_backends(self) -> None:
         """Build the backends of a round's passes."""
@@ -163,6 +168,21 @@ class SelfDraftWorker(DraftRounds):
     def rests(self, batch: Any) -> bool:
         """Never: what the target verified, its draft has seen."""
         return False
+
+    def most_gain(self, batch: Any) -> float:
+        """See `DraftRounds.most_gain`: a draft step saves keys and values, and reads all weights.
+
+        By the bytes of a step, as if nothing else took time; infinite where they are not known, or
+        where fewer layers draft.
+        """
+        if self._weight_bytes is None or self.layers is not None:
+            return math.inf
+        rows = rows_of(batch)
+        tokens = sum(req.kv.kv_allocated_len for req in batch.reqs)
+        missing = sum(self.kv.dropped(row) for row in rows)
+        step = self._weight_bytes + self._kv_bytes * tokens
+        share = 1 - self._kv_bytes * missing / step
+        return most_gain(self._most_steps, share)
 
     def _draft_tokens(self, batch: Any) -> Any:
         self.kv.follow(batch)

@@ -28,6 +28,16 @@ def test_the_table_has_a_line_a_setting():
     assert table([line]).splitlines()[-1] == "| specvlm | 0.1 | 5.00 | 2.00 | 0 |"
 
 
+def test_fewer_layers_that_draft_have_a_column_each_and_their_wrong_answers_count():
+    plain = answers(("a", 0))
+    line = summary(SHOWN, plain, answers(("a", 10)), plain, {2: answers(("x", 8))})
+    assert line["accept_length_2_layers"] == 2.5
+    assert line["answers_unlike_plain"] == 1
+    head, _, row = table([line]).splitlines()
+    assert head.endswith("| draft model | 2 layers | answers unlike plain's |")
+    assert row.endswith("| 2.00 | 2.50 | 1 |")
+
+
 @pytest.mark.parametrize("setting", [None, SETTINGS[0]])
 def test_a_plain_server_is_asked_without_our_options(monkeypatch, setting):
     asked = {}

@@ -19,6 +19,8 @@ SHAPES = {
         *("--speculative-eagle-topk", "4"),
         *("--speculative-num-draft-tokens", "16"),
     ),
+    "pages": ("--speculative-num-steps", "3", "--page-size", "16"),
+    "half the layers": ("--speculative-num-steps", "3", "--specvlm-self-layers", "2"),
     "steps that pay, chunked": (
         *("--speculative-num-steps", "3", "--speculative-adaptive"),
         *("--chunked-prefill-size", "16"),

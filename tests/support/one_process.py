@@ -152,7 +152,7 @@ class _Driver:
             {
                 "ids": list(req.output_ids_through_stop),
                 "histogram": req.spec_correct_drafts_histogram,
-                "cold": req.specvlm.report.cold,
+                "cold": req.specvlm.report.cold if hasattr(req, "specvlm") else None,
             }
             for req in reqs
         ]
