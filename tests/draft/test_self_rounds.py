@@ -86,6 +86,16 @@ def test_a_chain_that_reads_everything_is_always_accepted(
 
 
 @pytest.mark.slow
+def test_where_nothing_is_left_out_the_adaptive_server_decodes_plainly(
+    vl_target: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    for histogram in check(vl_target, prompts, expected, "steps that pay, chunked", 0.0):
+        # A round in which a draft begins drafts; no other does, though all would be accepted.
+        assert sum(histogram[1:]) <= len(prompts), histogram
+        assert histogram[0] > NEW_TOKENS // 2, histogram
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_draft_does_not_read_changes_no_token(
     vl_target: Path, prompts: list[list[int]], expected: list[list[int]], shape: str
