@@ -43,10 +43,10 @@ class Setting(NamedTuple):
     retention: float
 
 
-SETTINGS = (
-    Setting("none", 1.0),
-    *(Setting(policy, share) for share in RETENTIONS for policy in POLICIES),
-)
+def settings(policies: Sequence[str], retentions: Sequence[float]) -> list[Setting]:
+    """The whole video, and every policy at every retention."""
+    pruned = [Setting(policy, share) for share in retentions for policy in policies]
+    return [Setting("none", 1.0), *pruned]
 
 
 class Answer(NamedTuple):
@@ -138,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", choices=LENGTHS, default="training", help="of the clips")
     parser.add_argument("--at-once", type=int, default=4, help="requests at once")
     parser.add_argument("--layers", type=int, nargs="+", default=[], help="that draft, at most 3")
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--retentions", type=float, nargs="+", default=RETENTIONS)
     chosen = parser.parse_args(arguments)
+    asked = settings(chosen.policies, chosen.retentions)
     common = common_arguments("float32", exact_vision=True)
     forms = {
         "self": (*common, *specvlm_arguments(None, steps=STEPS)),
@@ -152,8 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prompts = list(held_out(LENGTHS[chosen.length], chosen.clips, Path(folder), first=SEEDS))
         plain = ask_all(common, prompts, [None], chosen.at_once)[None]
         found = {
-            name: ask_all(launch, prompts, SETTINGS, chosen.at_once)
-            for name, launch in forms.items()
+            name: ask_all(launch, prompts, asked, chosen.at_once) for name, launch in forms.items()
         }
     lines = [
         summary(
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plain,
             {k: found[str(k)][setting] for k in chosen.layers},
         )
-        for setting in SETTINGS
+        for setting in asked
     ]
     record = {
         "kind": "accept length, measured in served answers; no times",

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import self_draft
-from benchmarks.self_draft import SETTINGS, Answer, Setting, ask, summary, table
+from benchmarks.self_draft import (
+    POLICIES,
+    RETENTIONS,
+    Answer,
+    Setting,
+    ask,
+    settings,
+    summary,
+    table,
+)
 from benchmarks.tinyvid.clips import Prompt
 
 SHOWN = Setting("specvlm", 0.1)
@@ -38,7 +47,7 @@ def test_fewer_layers_that_draft_have_a_column_each_and_their_wrong_answers_coun
     assert row.endswith("| 2.00 | 2.50 | 1 |")
 
 
-@pytest.mark.parametrize("setting", [None, SETTINGS[0]])
+@pytest.mark.parametrize("setting", [None, Setting("none", 1.0)])
 def test_a_plain_server_is_asked_without_our_options(monkeypatch, setting):
     asked = {}
 
@@ -57,5 +66,6 @@ def test_a_plain_server_is_asked_without_our_options(monkeypatch, setting):
 
 
 def test_every_policy_is_asked_at_every_retention_and_the_whole_video_once():
-    assert SETTINGS.count(Setting("none", 1.0)) == 1
-    assert len(set(SETTINGS)) == len(SETTINGS) == 1 + 9
+    found = settings(POLICIES, RETENTIONS)
+    assert found.count(Setting("none", 1.0)) == 1
+    assert len(set(found)) == len(found) == 1 + 9
