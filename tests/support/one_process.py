@@ -54,7 +54,8 @@ def run(
     -------
     list of dict
         Of each rank: ``answers`` by group, each with ``ids``, ``histogram`` and ``cold``;
-        ``free``, KV slots before and after each group.
+        ``free``, KV slots before and after each group; ``pace``, what the policy of steps knows,
+        None without ``--speculative-adaptive``.
     """
     line = ["--model-path", str(model), *arguments]
     if ranks > 1:
@@ -161,6 +162,11 @@ class _Driver:
         """KV slots of the target that nobody holds."""
         return int(self.scheduler.token_to_kv_pool_allocator.available_size())
 
+    def pace(self) -> dict[str, Any] | None:
+        """What ``/server_info`` shows of the policy that chooses steps."""
+        pace = self.scheduler.draft_worker.pace
+        return None if pace is None else dict(pace.state())
+
     def _request(self, rid: str, prompt: Sequence[int], new_tokens: int) -> Any:
         import inspect
 
@@ -197,7 +203,7 @@ def main() -> None:
         for group in job["groups"]:
             answers.append(driver.serve(group, job["new_tokens"]))
             free.append(driver.free_slots())
-    print(json.dumps({"answers": answers, "free": free}), flush=True)
+    print(json.dumps({"answers": answers, "free": free, "pace": driver.pace()}), flush=True)
     # Its sockets and threads would wait for a server that is not there.
     os._exit(0)
 
