@@ -7,6 +7,10 @@ clips of 8,192 video tokens. Both servers live together and answer the same ques
 Every prompt is in the radix cache, so a turn is decoding and little else, and a rate is that of the
 time in which all requests decode: from the last one's first token to the first one's end.
 
+On a machine that does other things at the same time, rates swing with it. So each is given a second
+time by the processor seconds of the scheduler's process, which ``OMP_NUM_THREADS=1`` makes those of
+a core of its own; what waits for memory that others fill still counts.
+
 The share of keys and values in a step's bytes is counted from the model's dimensions.
 """
 
@@ -17,12 +21,13 @@ import json
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import torch
@@ -109,8 +114,7 @@ def rate(answers: Sequence[Streamed]) -> float:
     ValueError
         They never decode all at once.
     """
-    start = max(answer.pieces[0][0] for answer in answers)
-    end = min(answer.pieces[-1][0] for answer in answers)
+    start, end = window(answers)
     if end <= start:
         raise ValueError("one answer ended before the last began: they must be longer")
 
@@ -118,6 +122,47 @@ def rate(answers: Sequence[Streamed]) -> float:
         return max((count for when, count in answer.pieces if when <= until), default=0)
 
     return sum(tokens(one, end) - tokens(one, start) for one in answers) / (end - start)
+
+
+def window(answers: Sequence[Streamed]) -> tuple[float, float]:
+    """When all of them decode, by the host's clock."""
+    return max(one.pieces[0][0] for one in answers), min(one.pieces[-1][0] for one in answers)
+
+
+class ProcessorClock:
+    """Processor seconds of a server's scheduler over time, sampled in a thread.
+
+    Parameters
+    ----------
+    server
+        One that answers, with one scheduler.
+    """
+
+    def __init__(self, server: Server) -> None:
+        names = ((process, process.name()) for process in server.processes())
+        (self._process,) = (process for process, name in names if "schedul" in name)
+        self._samples: list[tuple[float, float]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.is_set():
+            times = self._process.cpu_times()
+            self._samples.append((time.perf_counter(), times.user + times.system))
+            self._done.wait(0.02)
+
+    def between(self, start: float, end: float) -> float:
+        """Processor seconds from ``start`` to ``end``, by the nearest samples."""
+        at = [min(self._samples, key=lambda one: abs(one[0] - when))[1] for when in (start, end)]
+        return at[1] - at[0]
 
 
 def accept_length(answers: Sequence[Streamed]) -> float | None:
@@ -169,13 +214,17 @@ def in_turns(
         for name in rotated(list(settings), index):
             url = servers[PLAIN if name == PLAIN else "self"].url
             before = specvlm_state(url).get("phases", {})
-            answers = turn(name, max_tokens)
+            with ProcessorClock(servers[PLAIN if name == PLAIN else "self"]) as clock:
+                answers = turn(name, max_tokens)
             phases = difference(before, specvlm_state(url).get("phases", {}))
             records.append(
                 {
                     "round": index,
                     "setting": name,
                     "tokens_per_second": rate(answers),
+                    "tokens_per_processor_second": rate(answers)
+                    * (window(answers)[1] - window(answers)[0])
+                    / clock.between(*window(answers)),
                     "accept_length": accept_length(answers),
                     "tokens": sum(len(answer.ids) for answer in answers),
                     "cached_tokens": min(answer.cached_tokens for answer in answers),
@@ -188,6 +237,7 @@ def in_turns(
             shown = records[-1]
             console.print(
                 f"round {index + 1} {name}: {shown['tokens_per_second']:.2f} tokens/s, "
+                f"{shown['tokens_per_processor_second']:.2f} a processor second, "
                 f"{shown['accept_length'] or 1:.2f} a round",
                 markup=False,
             )
@@ -203,6 +253,10 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ratios = [
             one["tokens_per_second"] / plain[one["round"]]["tokens_per_second"] for one in mine
         ]
+        by_processor = [
+            one["tokens_per_processor_second"] / plain[one["round"]]["tokens_per_processor_second"]
+            for one in mine
+        ]
         lengths = [one["accept_length"] for one in mine if one["accept_length"] is not None]
         lines.append(
             {
@@ -212,6 +266,9 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "over_plain": statistics.median(ratios),
                 "lowest": min(ratios),
                 "highest": max(ratios),
+                "over_plain_by_processor": statistics.median(by_processor),
+                "lowest_by_processor": min(by_processor),
+                "highest_by_processor": max(by_processor),
                 "answers_unlike_plain": sum(
                     a != b
                     for one in mine
@@ -233,15 +290,17 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The summary as Markdown."""
     rows = [
-        "| setting | tokens/s | accept length | over plain | answers unlike plain's |",
-        "|---|---|---|---|---|",
+        "| setting | tokens/s | accept length | over plain | by processor time "
+        "| answers unlike plain's |",
+        "|---|---|---|---|---|---|",
     ]
     for line in lines:
         length = "" if line["accept_length"] is None else f"{line['accept_length']:.2f}"
         ratio = f"{line['over_plain']:.2f} [{line['lowest']:.2f}, {line['highest']:.2f}]"
         rows.append(
             f"| {line['setting']} | {line['tokens_per_second']:.2f} | {length} | {ratio} "
-            f"| {line['answers_unlike_plain']} |"
+            f"| {line['over_plain_by_processor']:.2f} [{line['lowest_by_processor']:.2f}, "
+            f"{line['highest_by_processor']:.2f}] | {line['answers_unlike_plain']} |"
         )
     return "\n".join(rows)
 

@@ -34,6 +34,7 @@ def test_a_turn_is_compared_with_plain_decodings_of_the_same_round():
             "round": index,
             "setting": setting,
             "tokens_per_second": speed,
+            "tokens_per_processor_second": 2 * speed if setting == PLAIN else speed,
             "accept_length": length,
             "ids": [ids],
             "phases": {} if setting == PLAIN else {"draft": {"seconds": 1.0, "calls": 2}},
@@ -44,6 +45,7 @@ def test_a_turn_is_compared_with_plain_decodings_of_the_same_round():
     plain, drafted = summary(records)
     assert (plain["over_plain"], plain["answers_unlike_plain"]) == (1.0, 0)
     assert drafted["over_plain"] == pytest.approx((1.2 + 1.5) / 2)
+    assert drafted["over_plain_by_processor"] == pytest.approx((0.6 + 0.75) / 2)
     assert (drafted["lowest"], drafted["highest"]) == (1.2, 1.5)
     assert drafted["answers_unlike_plain"] == 1
     assert drafted["phase_seconds"] == {"draft": 2.0}
