@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,7 +85,6 @@ class SelfDraftWorker(DraftRounds):
         runner = target_worker.model_runner
         self.layers = layers
         """How many of the target's layers draft, from the first on; None: all."""
-        self._weight_bytes = step_bytes.weight_bytes(runner)
         self._most_steps = self.speculative_num_steps
         self._decoder = None if layers is None else early_exit.decoder_of(runner.model)
         config = runner.model_config
@@ -118,7 +118,6 @@ class SelfDraftWorker(DraftRounds):
         req_to_token_pool.attach_aux_cache(self.kv)
         runner = self.target_worker.model_runner
         self.draft_runner = runner_copy.drafting_copy(runner, self.kv.req_to_token_pool)
-        self._kv_bytes = step_bytes.kv_bytes_per_token(runner)
 
     def init_attention_backends(self) -> None:
         """Build the backends of a round's passes."""
@@ -169,20 +168,25 @@ class SelfDraftWorker(DraftRounds):
         """Never: what the target verified, its draft has seen."""
         return False
 
+    @cached_property
+    def _step_bytes(self) -> tuple[int, float] | None:
+        """Bytes of a plain step: its weights, and each token's keys and values; None: not known."""
+        runner = self.target_worker.model_runner
+        weights = step_bytes.weight_bytes(runner)
+        return None if weights is None else (weights, step_bytes.kv_bytes_per_token(runner))
+
     def most_gain(self, batch: Any) -> float:
         """See `DraftRounds.most_gain`: a draft step saves keys and values, and reads all weights.
 
         By the bytes of a step, as if nothing else took time; infinite where they are not known, or
         where fewer layers draft.
         """
-        if self._weight_bytes is None or self.layers is not None:
+        if self._step_bytes is None or self.layers is not None:
             return math.inf
-        rows = rows_of(batch)
+        weights, kv = self._step_bytes
         tokens = sum(req.kv.kv_allocated_len for req in batch.reqs)
-        missing = sum(self.kv.dropped(row) for row in rows)
-        step = self._weight_bytes + self._kv_bytes * tokens
-        share = 1 - self._kv_bytes * missing / step
-        return most_gain(self._most_steps, share)
+        missing = sum(self.kv.dropped(row) for row in rows_of(batch))
+        return most_gain(self._most_steps, 1 - kv * missing / (weights + kv * tokens))
 
     def _draft_tokens(self, batch: Any) -> Any:
         self.kv.follow(batch)
