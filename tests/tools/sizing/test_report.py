@@ -127,6 +127,21 @@ def test_a_target_whose_weights_outweigh_its_videos_is_told_to_serve_plainly(
     assert found["pays"][0] == "at no batch up to 48: serve plainly, or name a draft model"
 
 
+def test_layers_that_draft_make_a_draft_step_cheaper(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (*PAIR[:2], "--tp", "2", "--video-tokens", "25000", "--batch", "1")
+    whole = figures(doctor(capsys, *more)[1])["for itself, 1 request"]
+    monkeypatch.setenv("SPECVLM_SELF_LAYERS", "32")
+    value, how = figures(doctor(capsys, *more)[1])["for itself, 1 request"]
+    assert "a draft step of 32 of 64 layers takes 47% of a plain step" in how
+    assert float(value.split("x")[0]) > float(whole[0].split("x")[0])
+    monkeypatch.setenv("SPECVLM_SELF_LAYERS", "64")
+    status, text = doctor(capsys, *more)
+    assert status == 1
+    assert "--specvlm-self-layers 64 must be 1 to 63" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
