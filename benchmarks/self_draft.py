@@ -2,7 +2,8 @@
 
     python -m benchmarks.self_draft --out benchmarks/results/self_draft
 
-The shipped pair answers about held-out clips, greedily in float32. Each server is asked the same
+The shipped pair answers about held-out clips, greedily in float32. With ``--layers`` more servers
+draft with the first layers of the target alone, which has four. Each server is asked the same
 questions under every setting; an answer that differs from plain decoding's is counted. Accept
 length is tokens per verify round, bonus included: it says nothing of time.
 """
@@ -13,9 +14,10 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -41,10 +43,10 @@ class Setting(NamedTuple):
     retention: float
 
 
-SETTINGS = (
-    Setting("none", 1.0),
-    *(Setting(policy, share) for share in RETENTIONS for policy in POLICIES),
-)
+def settings(policies: Sequence[str], retentions: Sequence[float]) -> list[Setting]:
+    """The whole video, and every policy at every retention."""
+    pruned = [Setting(policy, share) for share in retentions for policy in policies]
+    return [Setting("none", 1.0), *pruned]
 
 
 class Answer(NamedTuple):
@@ -85,9 +87,13 @@ def ask_all(
 
 
 def summary(
-    setting: Setting, mine: Sequence[Answer], model: Sequence[Answer], plain: Sequence[Answer]
+    setting: Setting,
+    mine: Sequence[Answer],
+    model: Sequence[Answer],
+    plain: Sequence[Answer],
+    cut: Mapping[int, Sequence[Answer]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """One line of the table, JSON-ready."""
+    """One line of the table, JSON-ready; ``cut`` has the answers by the layers that drafted."""
 
     def accept_length(answers: Sequence[Answer]) -> float:
         # The first token of an answer comes from its prefill.
@@ -96,28 +102,29 @@ def summary(
 
     wrong = sum(
         one.text != right.text
-        for answers in (mine, model)
+        for answers in (mine, model, *cut.values())
         for one, right in zip(answers, plain, strict=True)
     )
     return {
         **setting._asdict(),
         "accept_length_self": accept_length(mine),
         "accept_length_model": accept_length(model),
+        **{f"accept_length_{k}_layers": accept_length(answers) for k, answers in cut.items()},
         "answers_unlike_plain": wrong,
     }
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The summary as Markdown."""
-    rows = [
-        "| policy | retention | drafts for itself | draft model | answers unlike plain's |",
-        "|---|---|---|---|---|",
-    ]
-    rows += [
-        f"| {line['policy']} | {line['retention']:g} | {line['accept_length_self']:.2f} "
-        f"| {line['accept_length_model']:.2f} | {line['answers_unlike_plain']} |"
-        for line in lines
-    ]
+    cut = [name for name in lines[0] if name.endswith("_layers")]
+    heads = ["policy", "retention", "drafts for itself", "draft model"]
+    heads += [f"{name.split('_')[2]} layers" for name in cut]
+    heads.append("answers unlike plain's")
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for line in lines:
+        lengths = [line[name] for name in ("accept_length_self", "accept_length_model", *cut)]
+        cells = [line["policy"], f"{line['retention']:g}", *(f"{one:.2f}" for one in lengths)]
+        rows.append(f"| {' | '.join([*cells, str(line['answers_unlike_plain'])])} |")
     return "\n".join(rows)
 
 
@@ -130,22 +137,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=20, help="held-out clips")
     parser.add_argument("--length", choices=LENGTHS, default="training", help="of the clips")
     parser.add_argument("--at-once", type=int, default=4, help="requests at once")
+    parser.add_argument("--layers", type=int, nargs="+", default=[], help="that draft, at most 3")
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--retentions", type=float, nargs="+", default=RETENTIONS)
     chosen = parser.parse_args(arguments)
+    asked = settings(chosen.policies, chosen.retentions)
     common = common_arguments("float32", exact_vision=True)
     forms = {
         "self": (*common, *specvlm_arguments(None, steps=STEPS)),
         "model": (*common, *specvlm_arguments(MODELS / "draft", steps=STEPS)),
+        **{
+            str(k): (*common, *specvlm_arguments(None, steps=STEPS, self_layers=k))
+            for k in chosen.layers
+        },
     }
     with tempfile.TemporaryDirectory() as folder:
         prompts = list(held_out(LENGTHS[chosen.length], chosen.clips, Path(folder), first=SEEDS))
         plain = ask_all(common, prompts, [None], chosen.at_once)[None]
         found = {
-            name: ask_all(launch, prompts, SETTINGS, chosen.at_once)
-            for name, launch in forms.items()
+            name: ask_all(launch, prompts, asked, chosen.at_once) for name, launch in forms.items()
         }
     lines = [
-        summary(setting, found["self"][setting], found["model"][setting], plain)
-        for setting in SETTINGS
+        summary(
+            setting,
+            found["self"][setting],
+            found["model"][setting],
+            plain,
+            {k: found[str(k)][setting] for k in chosen.layers},
+        )
+        for setting in asked
     ]
     record = {
         "kind": "accept length, measured in served answers; no times",

@@ -25,6 +25,8 @@ _PAGED_TREE_BACKENDS = ("flashinfer", "fa3", "triton")
 # Those that verify a chain and draft several steps on a GPU; with a tree, all but the last.
 _GPU_BACKENDS = ("flashinfer", "fa3", "fa4", "triton", "trtllm_mha")
 _CHAIN_ONLY_BACKENDS = ("trtllm_mha",)
+# Those that cannot read pages of one slot, or were not tried with a pool of larger ones.
+_PAGE_BOUND_BACKENDS = ("trtllm_mha", "fa4")
 _BACKEND_FIELDS = (
     "attention_backend",
     "prefill_attention_backend",
@@ -181,7 +183,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         from specvlm_sglang.report.entries import KEY, ResponseReport
 
         config = SpecVLMConfig.from_environment()
-        check_draft(server_args.speculative_draft_model_path, config.draft)
+        check_draft(server_args.speculative_draft_model_path, config.draft, config.self_layers)
         refuse_unsupported(server_args)
         request_validation.install(check_options)
         response_report.install(KEY, ResponseReport)
@@ -197,6 +199,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
                 server_args.model_path,
                 trust_remote_code=server_args.trust_remote_code,
                 positions=config.positions,
+                layers=config.self_layers,
             )
             logger.info("%s: no draft model is named, so the target drafts for itself", NAME)
         else:
@@ -238,8 +241,8 @@ def check_options(custom_params: Any) -> None:
     parse_options(custom_params, SpecVLMConfig.from_environment())
 
 
-def check_draft(path: str | None, draft: str | None) -> None:
-    """Raise ``ValueError`` where the draft model and ``--specvlm-draft`` contradict each other."""
+def check_draft(path: str | None, draft: str | None, self_layers: int | None = None) -> None:
+    """Raise ``ValueError`` where a draft model and our flags of what drafts disagree."""
     if draft == "model" and path is None:
         raise ValueError(
             f"--specvlm-draft=model needs a draft model: --speculative-draft-model-path "
@@ -250,14 +253,34 @@ def check_draft(path: str | None, draft: str | None) -> None:
             f"--speculative-draft-model-path={path} does not work with --specvlm-draft self: the "
             "target drafts for itself; leave one of them out"
         )
+    if self_layers is not None and path is not None:
+        raise ValueError(
+            f"--specvlm-self-layers={self_layers} does not work with "
+            f"--speculative-draft-model-path={path}: they are layers of a target that drafts for "
+            "itself; leave one of them out"
+        )
 
 
 def refuse_drafting_for_itself(server_args: Any, config: SpecVLMConfig) -> None:
     """Raise ``ValueError`` naming what a target that drafts for itself does not work with."""
     given = f"does not work with {NAME} without a draft model (--specvlm-draft self)"
-    if (server_args.page_size or 1) > 1:
+    page, topk = server_args.page_size or 1, server_args.speculative_eagle_topk
+    if page > 1 and topk > 1:
         raise ValueError(
-            f"--page-size={server_args.page_size} {given}: kept tokens lie in no whole pages, use 1"
+            f"--page-size={page} with --speculative-eagle-topk={topk} {given}: branches begin on "
+            "pages of their own, and kept tokens lie in no page; use --page-size 1 or a chain"
+        )
+    whole = _PAGE_BOUND_BACKENDS if server_args.device == "cuda" else ()
+    for backend, flag in attention_backends(server_args).items():
+        if backend in whole:
+            raise ValueError(
+                f"{flag}={backend} {given}: it reads whole pages, and kept tokens lie in none; use "
+                f"one of {', '.join(name for name in _GPU_BACKENDS if name not in whole)}"
+            )
+    if config.self_layers is not None and server_args.tp_size > 1:
+        raise ValueError(
+            f"--specvlm-self-layers={config.self_layers} does not work with "
+            f"--tp-size={server_args.tp_size}: a layer may leave its ranks' sum to the next one"
         )
     setting = config.unfit_for_self()
     if setting is not None:

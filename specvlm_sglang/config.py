@@ -62,6 +62,9 @@ class SpecVLMConfig:
     draft
         What drafts: ``model``, that of ``--speculative-draft-model-path``, or ``self``, the target
         on the kept columns of its own KV cache. None: a model where one is named.
+    self_layers
+        A target that drafts for itself does so with so many of its layers, the first ones; None:
+        with all.
     """
 
     retention: float = 0.1
@@ -75,6 +78,7 @@ class SpecVLMConfig:
     positions: str | None = None
     audit: float = 0.0
     draft: str | None = None
+    self_layers: int | None = None
 
     def __post_init__(self) -> None:
         from specvlm_sglang.policies import check_retention, check_tokens
@@ -99,6 +103,8 @@ class SpecVLMConfig:
             raise ValueError(
                 f"{_flag('positions')}={self.positions!r} must be one of {', '.join(POSITIONS)}"
             )
+        if self.self_layers is not None and self.self_layers < 1:
+            raise ValueError(f"{_flag('self_layers')}={self.self_layers} must be at least 1")
         if not 0 <= self.audit <= 1:
             raise ValueError(f"{_flag('audit')}={self.audit} must lie in [0, 1]")
 
@@ -218,6 +224,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "positions": str,
     "audit": _number,
     "draft": str,
+    "self_layers": _integer,
 }
 
 
@@ -238,6 +245,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=DRAFTS,
         help="What drafts: the model of --speculative-draft-model-path, or the target itself on "
         "the kept part of its own KV cache (self). Default: self where no model is named.",
+    )
+    group.add_argument(
+        "--specvlm-self-layers",
+        type=int,
+        metavar="K",
+        help="A target that drafts for itself does so with its first K layers, the final norm and "
+        "the output layer. Default: all layers.",
     )
     group.add_argument(
         "--specvlm-retention",

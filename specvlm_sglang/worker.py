@@ -80,7 +80,12 @@ class SpecVLMWorker(StandaloneWorkerV2):
         drafts_itself = get_spec().speculative_draft_model_path is None
         if drafts_itself:
             self._draft_worker = SelfDraftWorker(
-                server_args, gpu_id, target_worker, observer=self.observer, phases=self.phases
+                server_args,
+                gpu_id,
+                target_worker,
+                observer=self.observer,
+                phases=self.phases,
+                layers=self.config.self_layers,
             )
         else:
             self._draft_worker = SpecVLMDraftWorker(
@@ -233,7 +238,10 @@ class SpecVLMWorker(StandaloneWorkerV2):
         if self.pace is not None:
             due = self._worth_starting(self.pace, due, len(batch.reqs))
             self.demand.round(batch.reqs)
-            self.pace.expect(self._drafted_rounds(batch, due))
+            drafted = self._drafted_rounds(batch, due)
+            self.pace.expect(drafted)
+            if not due and drafted.count(None) < len(drafted):
+                self.pace.bound(self._draft_worker.most_gain(batch))
             assert self.adaptive_controller is not None
             self.adaptive_controller.activate_step_by_batch(len(batch.reqs))
             self.observer.steps(self.speculative_num_steps)

@@ -15,11 +15,13 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from specvlm_sglang.algorithm import (
     NAME,
     SpecVLMAlgorithm,
+    refuse_drafting_for_itself,
     refuse_unsupported,
     resolve_pace,
     resolve_tree,
     why_not_adaptive,
 )
+from specvlm_sglang.config import SpecVLMConfig
 from tests.support import checkpoints
 
 
@@ -217,9 +219,14 @@ def test_a_draft_model_and_what_drafts_must_agree(
 @pytest.mark.parametrize(
     ("flags", "variables", "named"),
     [
-        (("--page-size=16",), {}, "--page-size=16 does not work"),
         ((), {"DRAFT_KV_TOKENS": "99"}, "--specvlm-draft-kv-tokens=99 does not work"),
         ((), {"POLICY": "scope+merge"}, r"--specvlm-policy=scope\+merge does not work"),
+        ((), {"SELF_LAYERS": "4"}, r"--specvlm-self-layers=4 must be 1 to 3: .* has 4 layers"),
+        (
+            ("--tp-size=2",),
+            {"SELF_LAYERS": "2"},
+            "--specvlm-self-layers=2 does not work with --tp-size=2",
+        ),
         ((), {"POSITIONS": "contiguous"}, "--specvlm-positions=contiguous does not work"),
     ],
 )
@@ -234,6 +241,44 @@ def test_what_a_target_that_drafts_for_itself_cannot_do_is_refused_by_flag(
         monkeypatch.setenv(f"SPECVLM_{name}", value)
     with pytest.raises(ValueError, match=named):
         resolve(*pair[:4], *flags)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"page_size": 16, "speculative_eagle_topk": 4}, "--page-size=16 with --speculative-eagle"),
+        ({"attention_backend": "trtllm_mha"}, "--attention-backend=trtllm_mha does not work"),
+        ({"decode_attention_backend": "fa4"}, "--decode-attention-backend=fa4 does not work"),
+        ({"page_size": 16, "attention_backend": "fa3"}, None),
+        ({"speculative_eagle_topk": 4, "attention_backend": "triton"}, None),
+    ],
+)
+def test_kept_tokens_lie_in_no_whole_pages(given: dict[str, object], named: str | None) -> None:
+    """On a GPU; a CPU's backend is refused trees in pages for any draft."""
+    open_fields = dict.fromkeys(
+        f"{which}attention_backend" for which in ("", "prefill_", "decode_", "speculative_draft_")
+    )
+    arguments = SimpleNamespace(
+        **{"page_size": 1, "speculative_eagle_topk": 1, "tp_size": 1, "device": "cuda"}
+        | open_fields
+        | given
+    )
+    if named is None:
+        refuse_drafting_for_itself(arguments, SpecVLMConfig())
+        return
+    with pytest.raises(ValueError, match=named):
+        refuse_drafting_for_itself(arguments, SpecVLMConfig())
+
+
+def test_layers_that_draft_are_those_of_a_target_that_drafts_for_itself(
+    pair: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECVLM_SELF_LAYERS", "2")
+    resolve(*pair[:4])
+    with pytest.raises(
+        ValueError, match="--specvlm-self-layers=2 does not work with --speculative"
+    ):
+        resolve(*pair)
 
 
 def test_a_good_pair_resolves_to_a_chain_without_overlap_on_a_cpu(pair: list[str]) -> None:

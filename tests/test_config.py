@@ -27,6 +27,7 @@ FIELDS = (
     "positions",
     "audit",
     "draft",
+    "self_layers",
 )
 POLICY_FILE = str(Path(__file__).parents[1] / "examples" / "pruning_policy.py")
 VARIABLES = tuple(f"SPECVLM_{name.upper()}" for name in FIELDS)
@@ -75,6 +76,7 @@ def test_without_any_setting_the_defaults_of_the_documentation_apply() -> None:
         ("SPECVLM_EXACT_VISION", "off", "exact_vision", False),
         ("SPECVLM_POSITIONS", "original", "positions", "original"),
         ("SPECVLM_DRAFT", "self", "draft", "self"),
+        ("SPECVLM_SELF_LAYERS", "12", "self_layers", 12),
         ("SPECVLM_AUDIT", "0.01", "audit", 0.01),
         ("SPECVLM_AUDIT", "0", "audit", 0.0),
         ("SPECVLM_AUDIT", "1", "audit", 1.0),
@@ -111,6 +113,8 @@ def test_a_variable_sets_its_field(variable: str, text: str, name: str, value: o
         ("SPECVLM_AUDIT", "nan", ["--specvlm-audit=nan", "[0, 1]"]),
         ("SPECVLM_AUDIT", "half", ["SPECVLM_AUDIT='half'", "not a number"]),
         ("SPECVLM_DRAFT", "other", ["--specvlm-draft='other'", "model", "self"]),
+        ("SPECVLM_SELF_LAYERS", "0", ["--specvlm-self-layers=0", "at least 1"]),
+        ("SPECVLM_SELF_LAYERS", "half", ["SPECVLM_SELF_LAYERS='half'", "not an integer"]),
         ("SPECVLM_POSITIONS", "own", ["--specvlm-positions='own'", "contiguous", "original"]),
     ],
 )
@@ -141,6 +145,7 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "--specvlm-positions=original",
         "--specvlm-audit=0.25",
         "--specvlm-draft=model",
+        "--specvlm-self-layers=7",
     )
     export_flags(arguments)
     assert [os.environ[variable] for variable in VARIABLES] == [
@@ -155,9 +160,10 @@ def test_every_setting_has_a_flag_that_writes_its_variable() -> None:
         "original",
         "0.25",
         "model",
+        "7",
     ]
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 0.5, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25, "model"
+        0.2, 0.5, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25, "model", 7
     )
 
 
@@ -201,11 +207,12 @@ def test_every_setting_is_a_keyword_of_an_engine() -> None:
         "specvlm_positions": "original",
         "specvlm_audit": 0.25,
         "specvlm_draft": "self",
+        "specvlm_self_layers": 3,
     }
     assert list(given) == [f"specvlm_{name}" for name in FIELDS]
     export_keywords(given)
     assert SpecVLMConfig.from_environment() == SpecVLMConfig(
-        0.2, 1.0, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25, "self"
+        0.2, 1.0, "uniform", POLICY_FILE, 32, 300, 512, True, "original", 0.25, "self", 3
     )
 
 

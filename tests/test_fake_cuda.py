@@ -41,9 +41,9 @@ QUICK = {
     "triton tree for itself": replace(ALONE, backend="triton", topk=4),
 }
 PAGED = {
-    f"{backend} {shape} in pages": replace(QWEN, backend=backend, topk=topk, page=16)
+    f"{backend} {shape} in pages": replace(model, backend=backend, topk=topk, page=16)
     for backend in BACKENDS
-    for shape, topk in (("chain", 1), ("tree", 4))
+    for shape, model, topk in (("chain", QWEN, 1), ("tree", QWEN, 4), ("for itself", ALONE, 1))
 }
 KNOWN = "known lines"
 FAMILIES = (

@@ -83,6 +83,9 @@ class CostModelPolicy:
         self._drafted: Sequence[int | None] | None = None
         self._last: float | None = None
         self._skip = 1
+        self.hopeless: str | None = None
+        """Why the newest round that was bounded so was plain."""
+        self._rests = False
         self.start_seconds: float | None = None
         """What the beginning of one request's draft takes."""
         self.score_seconds = 0.0
@@ -117,7 +120,8 @@ class CostModelPolicy:
             self._size = size
             self._skip = max(self._skip, self._lag)
             self._choose()
-        steps = 0 if not self._share and 0 in self._candidates else self.steps
+        rests = self._rests or not self._share
+        steps = 0 if rests and 0 in self._candidates else self.steps
         self._launched.append((steps, size, self._drafted))
         return steps
 
@@ -153,6 +157,18 @@ class CostModelPolicy:
 
     # What the worker tells.
 
+    def bound(self, most_gain: float) -> None:
+        """Rest for the next round if no drafts of it can gain anything, whatever is accepted.
+
+        Parameters
+        ----------
+        most_gain
+            Tokens per second over plain decoding's that drafting cannot exceed.
+        """
+        if most_gain <= HYSTERESIS:
+            self._rests = True
+            self.hopeless = f"every draft accepted would give {most_gain:.3f}x at the most"
+
     def interrupted(self) -> None:
         """Something else than rounds ran: the next intervals are no round's."""
         # Under overlap scheduling a round is queued behind the interruption, and one before it.
@@ -161,6 +177,7 @@ class CostModelPolicy:
     def expect(self, drafted: Sequence[int | None]) -> None:
         """Requests of the next round: in how many each one's draft took part; None without one."""
         self._drafted = drafted
+        self._rests = False
 
     def started(self, seconds: float, drafts: int) -> None:
         """Drafts of so many requests began, and the host was busy with it for ``seconds``."""
@@ -218,6 +235,7 @@ class CostModelPolicy:
         return {
             "steps": self.steps,
             "reason": self.reason,
+            "hopeless": self.hopeless,
             "acceptance_by_depth": [round(one, 3) for one in self.acceptance.later.by_depth],
             "opening_acceptance": [
                 [round(one, 3) for one in kind.by_depth] for kind in self.acceptance.opening
@@ -313,6 +331,9 @@ class RandomPolicy(CostModelPolicy):
     def pays(self, lengths: Sequence[int], batch_size: int, *, scores: bool) -> bool:
         """Always."""
         return True
+
+    def bound(self, most_gain: float) -> None:
+        """Nothing."""
 
     def get_steps_for_batch(self, batch_size: int) -> int:
         """Any of the candidates."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -131,6 +132,10 @@ class DraftRounds(StandaloneDraftWorker):
     def warm(self, batch: Any) -> list[bool]:
         """Which requests of the batch have a draft."""
         return [self.kv.is_warm(row) for row in batch_view.rows_of(batch)]
+
+    def most_gain(self, batch: Any) -> float:
+        """Tokens per second over plain decoding's that drafting for ``batch`` cannot exceed."""
+        return math.inf
 
     def _draft_tokens(self, batch: Any) -> Any:
         """Parents, score indices, tokens and probabilities, as SGLang's ``draft_forward``."""

@@ -6,14 +6,17 @@ verification as always. The first pass is over the newest token, whose keys and 
 computed yet; those behind it are SGLang's own loop. A draft model needs one pass fewer, and one
 over what was verified.
 
-What drafting writes lies in the slots that the verification of the same round overwrites.
+What drafting writes lies in the slots that the verification of the same round overwrites. Where the
+first layers alone draft, the others' keys and values come from the verification, as all do.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,10 +32,12 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_utils import draft_tp_context, renorm_draft_probs
 from sglang.srt.utils.common import fast_topk
 
+from specvlm_sglang.draft.costs import most_gain
 from specvlm_sglang.draft.features import DraftFeatures
 from specvlm_sglang.draft.kept_columns import KeptColumns
 from specvlm_sglang.draft.rounds import DraftRounds
-from specvlm_sglang.host import draft_positions, runner_copy
+from specvlm_sglang.host import draft_positions, early_exit, runner_copy, step_bytes
+from specvlm_sglang.host.batch_view import rows_of
 from specvlm_sglang.models import ModelFamily, family_of
 from specvlm_sglang.report.observer import Observer
 from specvlm_sglang.report.phases import PhaseClock
@@ -53,6 +58,7 @@ class SelfDraftWorker(DraftRounds):
         *,
         observer: Observer,
         phases: PhaseClock,
+        layers: int | None = None,
     ) -> None:
         # SGLang's standalone worker would load a model here.
         EagleDraftWorkerBase.__init__(self)
@@ -77,6 +83,10 @@ class SelfDraftWorker(DraftRounds):
         self.seed_dsa_topk_from_draft_extend = False
         self.begin_rounds(observer, phases)
         runner = target_worker.model_runner
+        self.layers = layers
+        """How many of the target's layers draft, from the first on; None: all."""
+        self._most_steps = self.speculative_num_steps
+        self._decoder = None if layers is None else early_exit.decoder_of(runner.model)
         config = runner.model_config
         self.family: ModelFamily = family_of(config.hf_config.architectures)
         # Of the policies that read features only; nothing is encoded for others.
@@ -106,9 +116,8 @@ class SelfDraftWorker(DraftRounds):
             req_to_token_pool, target_capacity=memory_pool_config.max_total_num_tokens
         )
         req_to_token_pool.attach_aux_cache(self.kv)
-        self.draft_runner = runner_copy.drafting_copy(
-            self.target_worker.model_runner, self.kv.req_to_token_pool
-        )
+        runner = self.target_worker.model_runner
+        self.draft_runner = runner_copy.drafting_copy(runner, self.kv.req_to_token_pool)
 
     def init_attention_backends(self) -> None:
         """Build the backends of a round's passes."""
@@ -143,6 +152,7 @@ class SelfDraftWorker(DraftRounds):
         """What ``/server_info`` shows of the draft's KV cache, which is the target's."""
         return {
             "draft": "self",
+            "self_layers": self.layers,
             "draft_kv_tokens": 0,
             "draft_kv_tokens_in_use": 0,
             "draft_kv_tokens_free": 0,
@@ -158,9 +168,29 @@ class SelfDraftWorker(DraftRounds):
         """Never: what the target verified, its draft has seen."""
         return False
 
+    @cached_property
+    def _step_bytes(self) -> tuple[int, float] | None:
+        """Bytes of a plain step: its weights, and each token's keys and values; None: not known."""
+        runner = self.target_worker.model_runner
+        weights = step_bytes.weight_bytes(runner)
+        return None if weights is None else (weights, step_bytes.kv_bytes_per_token(runner))
+
+    def most_gain(self, batch: Any) -> float:
+        """See `DraftRounds.most_gain`: a draft step saves keys and values, and reads all weights.
+
+        By the bytes of a step, as if nothing else took time; infinite where they are not known, or
+        where fewer layers draft.
+        """
+        if self._step_bytes is None or self.layers is not None:
+            return math.inf
+        weights, kv = self._step_bytes
+        tokens = sum(req.kv.kv_allocated_len for req in batch.reqs)
+        missing = sum(self.kv.dropped(row) for row in rows_of(batch))
+        return most_gain(self._most_steps, 1 - kv * missing / (weights + kv * tokens))
+
     def _draft_tokens(self, batch: Any) -> Any:
         self.kv.follow(batch)
-        with self.kv.as_seen_by_draft(batch), self._numbered():
+        with self.kv.as_seen_by_draft(batch), self._numbered(), self._cut_short():
             self._pass_over_newest(batch)
             batch.seq_lens = batch.seq_lens + 1
             if batch.seq_lens_cpu is not None:
@@ -205,6 +235,12 @@ class SelfDraftWorker(DraftRounds):
             num_draft_tokens=self.speculative_num_draft_tokens,
         )
         return forward_batch
+
+    def _cut_short(self) -> AbstractContextManager[None]:
+        """The target's model ends after the layers that draft."""
+        if self.layers is None:
+            return nullcontext()
+        return early_exit.first_layers(self._decoder, self.layers)
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:

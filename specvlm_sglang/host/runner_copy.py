@@ -9,6 +9,8 @@ from typing import Any
 def drafting_copy(runner: Any, req_to_token_pool: Any) -> Any:
     """Return a copy of SGLang's ``ModelRunner`` that drafts with the runner's model.
 
+    Its backends read pages of one slot, whatever the pages of the pool.
+
     Parameters
     ----------
     runner
@@ -18,6 +20,8 @@ def drafting_copy(runner: Any, req_to_token_pool: Any) -> Any:
     """
     drafting = copy.copy(runner)
     drafting.req_to_token_pool = req_to_token_pool
+    # Its columns are slots of their own: neighbours among them lie in no common page.
+    drafting.page_size = 1
     # What the target's passes note of experts and canaries is not noted twice.
     drafting.is_draft_worker = True
     drafting.canary_manager = None

@@ -91,23 +91,42 @@ def check_pair(
 
 
 def check_self(
-    target: str, *, trust_remote_code: bool = False, positions: str | None = None
+    target: str,
+    *,
+    trust_remote_code: bool = False,
+    positions: str | None = None,
+    layers: int | None = None,
 ) -> None:
-    """Raise unless ``target`` can draft for itself; parameters are those of `check_pair`.
+    """Raise unless ``target`` can draft for itself.
+
+    Parameters
+    ----------
+    target, trust_remote_code, positions
+        As `check_pair` takes them.
+    layers
+        How many of its layers draft (``--specvlm-self-layers``); None: all.
 
     Raises
     ------
     ValueError
-        A family that is not served, or positions that its keys do not have; the message names it.
+        A family that is not served, positions that its keys do not have, or more layers than some
+        of its own; the message names it.
     """
     family = _family_at(target)
-    reason = family.refusal(read_config(target, trust_remote_code=trust_remote_code))
+    config = read_config(target, trust_remote_code=trust_remote_code)
+    reason = family.refusal(config)
     if reason is not None:
         raise ValueError(f"SPECVLM does not serve {target}: {reason}")
     if positions == "contiguous":
         raise ValueError(
             "--specvlm-positions=contiguous does not work with --specvlm-draft self: the target's "
             "keys have the positions of the full prompt"
+        )
+    whole = language_config(config).num_hidden_layers
+    if layers is not None and layers >= whole:
+        raise ValueError(
+            f"--specvlm-self-layers={layers} must be 1 to {whole - 1}: {target} has {whole} "
+            "layers; leave it out to draft with all of them"
         )
 
 

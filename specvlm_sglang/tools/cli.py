@@ -92,10 +92,10 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.video_tokens is not None:
         from specvlm_sglang.tools.sizing.report import size_pair
 
-        if options.target is None or options.draft is None:
-            options.refuse("--video-tokens needs --target and --draft")
+        if options.target is None:
+            options.refuse("--video-tokens needs --target")
         return size_pair(options, Console())
-    for name in ("tp", "gpu", "gpu_memory", "accept_length"):
+    for name in ("batch", "tp", "gpu", "gpu_memory", "accept_length"):
         if getattr(options, name) is not None:
             options.refuse(f"--{name.replace('_', '-')} needs --video-tokens")
     from specvlm_sglang.tools.doctor import examine

@@ -48,6 +48,7 @@ def specvlm_arguments(
     retention: float | None = None,
     top_p: float | None = None,
     policy_file: str | Path | None = None,
+    self_layers: int | None = None,
 ) -> tuple[str, ...]:
     """Launch arguments that make a server a SPECVLM server; what is None keeps its default.
 
@@ -65,6 +66,8 @@ def specvlm_arguments(
         Share of the attention mass that Stage I retains.
     policy_file
         Python file with policies of the user's own.
+    self_layers
+        How many layers of the target draft, where it drafts for itself.
     """
     return _words(
         {
@@ -77,6 +80,7 @@ def specvlm_arguments(
             "--specvlm-retention": retention,
             "--specvlm-top-p": top_p,
             "--specvlm-policy-file": policy_file,
+            "--specvlm-self-layers": self_layers,
         }
     )
 

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import self_draft
-from benchmarks.self_draft import SETTINGS, Answer, Setting, ask, summary, table
+from benchmarks.self_draft import (
+    POLICIES,
+    RETENTIONS,
+    Answer,
+    Setting,
+    ask,
+    settings,
+    summary,
+    table,
+)
 from benchmarks.tinyvid.clips import Prompt
 
 SHOWN = Setting("specvlm", 0.1)
@@ -28,7 +37,17 @@ def test_the_table_has_a_line_a_setting():
     assert table([line]).splitlines()[-1] == "| specvlm | 0.1 | 5.00 | 2.00 | 0 |"
 
 
-@pytest.mark.parametrize("setting", [None, SETTINGS[0]])
+def test_fewer_layers_that_draft_have_a_column_each_and_their_wrong_answers_count():
+    plain = answers(("a", 0))
+    line = summary(SHOWN, plain, answers(("a", 10)), plain, {2: answers(("x", 8))})
+    assert line["accept_length_2_layers"] == 2.5
+    assert line["answers_unlike_plain"] == 1
+    head, _, row = table([line]).splitlines()
+    assert head.endswith("| draft model | 2 layers | answers unlike plain's |")
+    assert row.endswith("| 2.00 | 2.50 | 1 |")
+
+
+@pytest.mark.parametrize("setting", [None, Setting("none", 1.0)])
 def test_a_plain_server_is_asked_without_our_options(monkeypatch, setting):
     asked = {}
 
@@ -47,5 +66,6 @@ def test_a_plain_server_is_asked_without_our_options(monkeypatch, setting):
 
 
 def test_every_policy_is_asked_at_every_retention_and_the_whole_video_once():
-    assert SETTINGS.count(Setting("none", 1.0)) == 1
-    assert len(set(SETTINGS)) == len(SETTINGS) == 1 + 9
+    found = settings(POLICIES, RETENTIONS)
+    assert found.count(Setting("none", 1.0)) == 1
+    assert len(set(found)) == len(found) == 1 + 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specvlm_sglang.draft.costs import AGEING, MOST_PATIENCE, RoundCosts, size_class
+from specvlm_sglang.draft.costs import AGEING, MOST_PATIENCE, RoundCosts, most_gain, size_class
 
 
 def known(**measured: float) -> RoundCosts:
@@ -14,6 +14,13 @@ def known(**measured: float) -> RoundCosts:
         size, steps = name[1:].split("_")
         costs.note(int(size), int(steps), seconds)
     return costs
+
+
+def test_the_most_that_drafting_gives_is_a_rounds_tokens_over_its_steps() -> None:
+    assert most_gain(3, 1.0) == 1.0
+    # Three steps of half a plain step, and one whole: 2.5 for 4 tokens.
+    assert most_gain(3, 0.5) == pytest.approx(1.6)
+    assert most_gain(1, 0.0) == 2.0
 
 
 def test_what_was_measured_is_a_mean_that_a_hiccup_hardly_moves() -> None:

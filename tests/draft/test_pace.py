@@ -168,6 +168,16 @@ def test_a_batch_without_any_draft_decodes_plainly_and_teaches_what_that_costs()
     assert rule.get_steps_for_batch(2) == 5
 
 
+def test_drafts_that_cannot_gain_whatever_is_accepted_are_not_made_and_it_says_why() -> None:
+    rule = CostModelPolicy(CANDIDATES, lambda: 0.0)
+    rule.bound(1.02)
+    assert rule.get_steps_for_batch(2) == 0
+    assert rule.state()["hopeless"] == "every draft accepted would give 1.020x at the most"
+    rule.expect([2, 2])
+    rule.bound(1.2)
+    assert rule.get_steps_for_batch(2) == 5
+
+
 def started(start_seconds: float) -> CostModelPolicy:
     """A policy that knows rounds of 0 and 5 steps, 1.0 and 1.5 s, and 3 tokens of the latter."""
     rule = CostModelPolicy(CANDIDATES, lambda: 0.0)

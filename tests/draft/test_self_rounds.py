@@ -19,6 +19,8 @@ SHAPES = {
         *("--speculative-eagle-topk", "4"),
         *("--speculative-num-draft-tokens", "16"),
     ),
+    "pages": ("--speculative-num-steps", "3", "--page-size", "16"),
+    "half the layers": ("--speculative-num-steps", "3", "--specvlm-self-layers", "2"),
     "steps that pay, chunked": (
         *("--speculative-num-steps", "3", "--speculative-adaptive"),
         *("--chunked-prefill-size", "16"),
@@ -84,6 +86,29 @@ def test_a_chain_that_reads_everything_is_always_accepted(
     for histogram in check(vl_target, prompts, expected, "chain", 0.0):
         # The last round may end at the token limit; no other rejects anything.
         assert sum(histogram[:-1]) <= 1, histogram
+
+
+@pytest.mark.slow
+def test_where_nothing_is_left_out_the_adaptive_server_decodes_plainly(
+    vl_target: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    line = (
+        "--dtype",
+        "float32",
+        "--speculative-algorithm",
+        "SPECVLM",
+        "--max-total-tokens",
+        "4096",
+    )
+    shape = SHAPES["steps that pay, chunked"]
+    (found,) = one_process.run(vl_target, (*line, *shape), [prompts], new_tokens=NEW_TOKENS)
+    assert found["pace"]["hopeless"] == "every draft accepted would give 1.000x at the most"
+    (answers,) = found["answers"]
+    assert [one["ids"] for one in answers] == expected
+    for one in answers:
+        # A round in which a draft begins drafts; no other does, though all would be accepted.
+        assert sum(one["histogram"][1:]) <= len(prompts), one
+        assert one["histogram"][0] > NEW_TOKENS // 2, one
 
 
 @pytest.mark.slow

@@ -62,7 +62,8 @@ def run(
     -------
     list of dict
         Of each rank: ``answers`` by group, each with ``ids``, ``histogram`` and ``cold``;
-        ``free``, KV slots before and after each group; ``went_cold``, drafts that were lost.
+        ``free``, KV slots before and after each group; ``went_cold``, drafts that were lost;
+        ``pace``, what the policy of steps knows, None without ``--speculative-adaptive``.
 
     Raises
     ------
@@ -178,7 +179,7 @@ class _Driver:
             {
                 "ids": list(req.output_ids_through_stop),
                 "histogram": req.spec_correct_drafts_histogram,
-                "cold": req.specvlm.report.cold,
+                "cold": req.specvlm.report.cold if hasattr(req, "specvlm") else None,
             }
             for req in reqs
         ]
@@ -190,6 +191,11 @@ class _Driver:
     def free_slots(self) -> int:
         """KV slots of the target that nobody holds."""
         return int(self.scheduler.token_to_kv_pool_allocator.available_size())
+
+    def pace(self) -> dict[str, Any] | None:
+        """What ``/server_info`` shows of the policy that chooses steps."""
+        pace = self.scheduler.draft_worker.pace
+        return None if pace is None else dict(pace.state())
 
     def _request(self, rid: str, prompt: Sequence[int], new_tokens: int) -> Any:
         import inspect
@@ -229,9 +235,9 @@ def main() -> None:
         for group in job["groups"]:
             answers.append(driver.serve(group, job["new_tokens"]))
             free.append(driver.free_slots())
-    print(
-        json.dumps({"answers": answers, "free": free, "went_cold": driver.went_cold()}), flush=True
-    )
+    found = {"answers": answers, "free": free}
+    found |= {"went_cold": driver.went_cold(), "pace": driver.pace()}
+    print(json.dumps(found), flush=True)
     # Its sockets and threads would wait for a server that is not there.
     os._exit(0)
 

@@ -37,6 +37,19 @@ _REQ_SETTINGS = (
 )
 
 SPECULATION: dict[str, tuple[Symbol, ...]] = {
+    "step_bytes": (
+        Symbol("sglang.srt.mem_cache.memory_pool:MHATokenToKVPool.get_kv_size_bytes"),
+        Symbol("sglang.srt.mem_cache.memory_pool:MHATokenToKVPool.size"),
+        Symbol("sglang.srt.mem_cache.memory_pool:MHATokenToKVPool.page_size"),
+        Symbol("sglang.srt.model_executor.model_runner:ModelRunner.token_to_kv_pool"),
+    ),
+    "early_exit": (
+        Symbol("sglang.srt.models.qwen2:Qwen2Model.end_layer"),
+        Symbol("sglang.srt.models.qwen3:Qwen3Model.end_layer"),
+        Symbol("sglang.srt.models.qwen3_vl:Qwen3LLMModel.end_layer"),
+        Symbol("sglang.srt.models.glm4:Glm4Model.end_layer"),
+        Symbol("sglang.srt.models.glm4_moe:Glm4MoeModel.end_layer"),
+    ),
     "adaptive": (
         Symbol(
             "sglang.srt.speculative.adaptive_spec_params:adaptive_unsupported_reason",

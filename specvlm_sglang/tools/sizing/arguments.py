@@ -13,9 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "sizing",
         "With --video-tokens the pair's memory and expected speedup are computed, for published "
-        "names without their weights, and this machine is not looked at.",
+        "names without their weights, and this machine is not looked at. Without --draft the "
+        "target drafts for itself (--specvlm-draft self), and is told where that can pay.",
     )
     group.add_argument("--video-tokens", type=int, metavar="N", help="video tokens of a request")
+    group.add_argument(
+        "--batch", type=int, help="requests at once (default: 1, and the largest that fits)"
+    )
     group.add_argument("--tp", type=int, help="GPUs that share the pair (default: 1)")
     group.add_argument("--gpu", choices=sorted(HARDWARE), help="its rates (default: H100)")
     group.add_argument(

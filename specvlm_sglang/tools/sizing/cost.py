@@ -10,7 +10,7 @@ Everywhere `accept_length` is the number of tokens emitted per verify round, bon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specvlm_sglang.pruning.budgets import video_token_budget
 from specvlm_sglang.tools.sizing.dimensions import ModelDimensions
@@ -388,6 +388,10 @@ class SelfDraftReport:
     break_even_accept_length: float
     highest_speedup: float
 
+    def speedup(self, accept_length: float) -> float:
+        """Over plain decoding, at so many tokens of a verify round, bonus included."""
+        return accept_length / self.break_even_accept_length
+
 
 def what_would_self_drafting_buy(
     target: ModelDimensions,
@@ -400,6 +404,7 @@ def what_would_self_drafting_buy(
     new_tokens: int = 256,
     *,
     extras: float = 0.0,
+    layers: int | None = None,
 ) -> SelfDraftReport:
     """Compare plain decoding with a target that drafts chains for itself on a pruned prompt.
 
@@ -418,11 +423,13 @@ def what_would_self_drafting_buy(
         Steps are taken at the mean context, half of these after the prompt.
     extras
         Unmodelled work of a round, in plain decode steps.
+    layers
+        How many of the target's layers draft, before its output head; None: all.
 
     Raises
     ------
     ValueError
-        A count is below its minimum, or retention is outside (0, 1].
+        A count is below its minimum, retention is outside (0, 1], or there are fewer layers.
     """
     _at_least("video_tokens", video_tokens, 0)
     _at_least("text_tokens", text_tokens, 1)
@@ -433,8 +440,11 @@ def what_would_self_drafting_buy(
     context = video_tokens + text_tokens + new_tokens // 2
     plain = verify(target, 1, context, batch)
     plain_seconds = roofline_seconds(plain, hardware)
+    if layers is not None and not 1 <= layers <= target.layers:
+        raise ValueError(f"layers is {layers!r}; it must be 1 to {target.layers}")
+    drafting = target if layers is None else replace(target, layers=layers)
     draft = roofline_seconds(
-        draft_step(target, context - video_tokens + kept, batch=batch), hardware
+        draft_step(drafting, context - video_tokens + kept, batch=batch), hardware
     )
     verified = roofline_seconds(verify(target, draft_steps + 1, context, batch), hardware)
     round_over_plain = (draft_steps * draft + verified) / plain_seconds + extras

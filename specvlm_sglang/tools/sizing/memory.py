@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from specvlm_sglang.config import SpecVLMConfig
 from specvlm_sglang.host.memory_budget import equivalent_layers
 from specvlm_sglang.pruning.budgets import video_token_budget
+from specvlm_sglang.pruning.registry import find_policy
 from specvlm_sglang.tools.sizing.dimensions import ModelDimensions, VisionDimensions
 
 GIB = 1 << 30
@@ -93,9 +94,21 @@ class Sizes:
 
 
 def sizes(
-    target: Model, draft: Model, config: SpecVLMConfig, *, tp: int, gpu_gib: float, video: int
+    target: Model,
+    draft: Model | None,
+    config: SpecVLMConfig,
+    *,
+    tp: int,
+    gpu_gib: float,
+    video: int,
 ) -> Sizes:
-    """Size a pair on ``tp`` GPUs of ``gpu_gib`` GiB for requests of ``video`` video tokens."""
+    """Size a pair on ``tp`` GPUs of ``gpu_gib`` GiB for requests of ``video`` video tokens.
+
+    Without a draft the target drafts for itself: the draft's bytes are 0, and its features are
+    counted where the policy reads any.
+    """
+    if draft is None:
+        return _alone(target, config, tp=tp, gpu_gib=gpu_gib, video=video)
     memory = gpu_gib * GIB
     kv_layers = [kv_layer_bytes(model.dimensions, tp) for model in (target, draft)]
     target_kv, draft_kv = (
@@ -131,6 +144,37 @@ def sizes(
         beside=memory * (1 - fraction) - peak - scoring - features,
         tokens=tokens,
         batch=min(int(tokens // (video + own)), int(slots // (kept + own))),
+    )
+
+
+def _alone(target: Model, config: SpecVLMConfig, *, tp: int, gpu_gib: float, video: int) -> Sizes:
+    memory = gpu_gib * GIB
+    kv = kv_layer_bytes(target.dimensions, tp) * target.dimensions.layers
+    fraction = static_fraction(gpu_gib, tp, target.dimensions.vision)
+    weights = target.weight_bytes / tp
+    room = memory * fraction - weights
+    tokens = max(0, int(room // kv))
+    scoring = scoring_bytes(target.dimensions, tp, video, config.max_query_rows)
+    peak = vision_peak(target.dimensions, tp, video)
+    reads_features = find_policy(config.policy).needs_features
+    features = max(FEATURE_CACHE[0], memory * FEATURE_CACHE[1]) if reads_features else 0.0
+    own = TEXT_TOKENS + NEW_TOKENS
+    return Sizes(
+        target_weights=weights,
+        draft_weights=0.0,
+        target_kv=kv,
+        draft_kv=0.0,
+        kept=video_token_budget(video, config.retention, config.draft_video_tokens),
+        target_request_kv=(video + own) * kv,
+        draft_request_kv=0.0,
+        scoring=scoring,
+        vision_peak=peak,
+        features=features,
+        static_fraction=fraction,
+        room=room,
+        beside=memory * (1 - fraction) - peak - scoring - features,
+        tokens=tokens,
+        batch=tokens // (video + own),
     )
 
 

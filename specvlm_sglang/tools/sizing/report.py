@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,14 @@ from rich.text import Text
 from specvlm_sglang.config import DEFAULT_NUM_STEPS, SpecVLMConfig
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.sizing.checkpoint import model_of
-from specvlm_sglang.tools.sizing.cost import HARDWARE, Hardware, what_would_pruning_buy
+from specvlm_sglang.tools.sizing.cost import (
+    HARDWARE,
+    Hardware,
+    SelfDraftReport,
+    what_would_pruning_buy,
+    what_would_self_drafting_buy,
+)
+from specvlm_sglang.tools.sizing.dimensions import ModelDimensions
 from specvlm_sglang.tools.sizing.memory import (
     GIB,
     MAX_RUNNING_REQUESTS,
@@ -56,6 +63,8 @@ class Setting:
         Memory of one.
     accept_length
         Tokens of a verify round, bonus included, assumed.
+    batch
+        Requests at once; None: one, and as many as fit.
     """
 
     video_tokens: int
@@ -63,6 +72,19 @@ class Setting:
     gpu: str
     gpu_gib: float
     accept_length: float
+    batch: int | None = None
+
+    @property
+    def rates(self) -> Hardware:
+        """Of all GPUs together."""
+        one, tp = HARDWARE[self.gpu], self.tp
+        return Hardware(one.bytes_per_second * tp, one.flops_per_second * tp, f"{tp} x {one.name}")
+
+    def batches(self, largest: int) -> list[int]:
+        """Requests at once that are looked at, of so many that fit."""
+        if self.batch is not None:
+            return [self.batch]
+        return sorted({1, min(largest, MAX_RUNNING_REQUESTS)} - {0})
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Setting:
@@ -73,12 +95,13 @@ class Setting:
             "--tp": _given(options.tp, 1),
             "--gpu-memory": _given(options.gpu_memory, MEMORY_GIB[gpu]),
             "--accept-length": _given(options.accept_length, 3.0),
+            "--batch": _given(options.batch, 1),
         }
         for flag, (least, most) in _RANGES.items():
             if not least <= given[flag] <= most:
                 raise ToolError(f"{flag} {given[flag]} must be {least} to {most:,}")
-        video, tp, memory, accepted = given.values()
-        return cls(video, tp, gpu, memory, accepted)
+        video, tp, memory, accepted, _ = given.values()
+        return cls(video, tp, gpu, memory, accepted, options.batch)
 
 
 _RANGES = {
@@ -86,6 +109,7 @@ _RANGES = {
     "--tp": (1, 1024),
     "--gpu-memory": (4, 4096),
     "--accept-length": (1, DEFAULT_NUM_STEPS + 1),
+    "--batch": (1, 100_000),
 }
 
 
@@ -96,6 +120,8 @@ def _given(value: float | None, default: float) -> Any:
 def size_pair(options: argparse.Namespace, console: Console) -> int:
     """Print the figures; returns 0 where one request fits, else 1.
 
+    Without a draft model they are those of a target that drafts for itself.
+
     Raises
     ------
     ToolError
@@ -103,8 +129,9 @@ def size_pair(options: argparse.Namespace, console: Console) -> int:
     """
     setting = Setting.of(options)
     target = model_of(options.target, "--target")
-    draft = model_of(options.draft, "--draft")
-    for model in (target, draft):
+    draft = None if options.draft is None else model_of(options.draft, "--draft")
+    models = [target] if draft is None else [target, draft]
+    for model in models:
         heads = model.dimensions.q_heads
         if heads % setting.tp:
             raise ToolError(f"--tp {setting.tp} must divide the {heads} heads of {model.name}")
@@ -117,39 +144,47 @@ def size_pair(options: argparse.Namespace, console: Console) -> int:
         gpu_gib=setting.gpu_gib,
         video=setting.video_tokens,
     )
-    for figure in (
-        *_memory(target, draft, found, config, setting),
-        *_speed(target, draft, found, config, setting),
-    ):
+    speed = (
+        _speed_alone(target, found, config, setting)
+        if draft is None
+        else _speed(target, draft, found, config, setting)
+    )
+    for figure in (*_memory(models, found, config, setting), *speed):
         _show(console, figure)
     console.print("Fits." if found.batch else "Does not fit: more GPUs (--tp), or a smaller pair.")
     return 0 if found.batch else 1
 
 
 def _memory(
-    target: Model, draft: Model, found: Sizes, config: SpecVLMConfig, setting: Setting
+    models: Sequence[Model], found: Sizes, config: SpecVLMConfig, setting: Setting
 ) -> Iterator[Figure]:
     tp, memory, video = setting.tp, setting.gpu_gib, setting.video_tokens
-    for role, model in (("target", target), ("draft", draft)):
+    alone = len(models) == 1
+    # The draft is the second, where there is one.
+    both = list(zip(("target", "draft"), models, strict=False))
+    for role, model in both:
         yield Figure(role, model.name, model.source)
     parts = "" if tp == 1 else f", / {tp} GPUs"
+    each = [found.target_weights, found.draft_weights]
+    sizes_of = [f"{role} {_size(size)}" for (role, _), size in zip(both, each, strict=False)]
     yield Figure(
         "weights",
-        f"target {_size(found.target_weights)}, draft {_size(found.draft_weights)} a GPU",
-        f"{_size(target.weight_bytes)} and {_size(draft.weight_bytes)}{parts}",
+        f"{', '.join(sizes_of)} a GPU",
+        f"{' and '.join(_size(model.weight_bytes) for model in models)}{parts}",
     )
-    for role, model, token, request, tokens in (
-        ("target", target, found.target_kv, found.target_request_kv, f"{video:,} video"),
-        ("draft", draft, found.draft_kv, found.draft_request_kv, f"{found.kept:,} kept"),
-    ):
+    kv = [
+        (found.target_kv, found.target_request_kv, f"{video:,} video"),
+        (found.draft_kv, found.draft_request_kv, f"{found.kept:,} kept"),
+    ]
+    for (role, model), (token, request, tokens) in zip(both, kv, strict=False):
         size = model.dimensions
         heads = max(1, size.kv_heads // tp)
-        each = f"{heads} KV head{_s(heads)} a GPU"
+        held = f"{heads} KV head{_s(heads)} a GPU"
         kept = f" (retention {config.retention:g})" if role == "draft" else ""
         yield Figure(
             f"{role} KV",
             f"{token / 1024:,.1f} KiB a token, {_size(request)} a request, a GPU",
-            f"2 x {size.layers} layers x {each} x {size.head_dim} x 2 bytes; "
+            f"2 x {size.layers} layers x {held} x {size.head_dim} x 2 bytes; "
             f"{tokens}{kept} + {TEXT_TOKENS} text + {NEW_TOKENS} answer tokens",
         )
     yield Figure(
@@ -162,13 +197,14 @@ def _memory(
         "vision tower's peak",
         f"{_size(found.vision_peak)} a GPU",
         "an estimate: one block's activations over all patches of one video, its pixels beside "
-        "them; the larger of both towers, which run one after the other",
+        "them" + ("" if alone else "; the larger of both towers, which run one after the other"),
     )
-    yield Figure(
-        "draft's features",
-        f"{_size(found.features)} a GPU",
-        "cache of the draft's vision features: 1/128 of the memory, at least 256 MiB",
-    )
+    if not alone:
+        yield Figure(
+            "draft's features",
+            f"{_size(found.features)} a GPU",
+            "cache of the draft's vision features: 1/128 of the memory, at least 256 MiB",
+        )
     yield Figure(
         "for KV caches",
         f"{_size(found.room)} a GPU",
@@ -185,11 +221,11 @@ def _memory(
         "the rest of the memory - vision tower's peak - scoring - features; for activations of "
         "the language models, CUDA graphs and CUDA itself",
     )
-    share = config.draft_kv_share
+    charged = "target KV" if alone else f"(target KV + {config.draft_kv_share:g} x draft KV)"
     yield Figure(
         "largest batch",
         f"{found.batch:,} requests at once ({found.tokens:,} tokens)",
-        f"KV room / (target KV + {share:g} x draft KV), / tokens of a request; the server admits "
+        f"KV room / {charged}, / tokens of a request; the server admits "
         f"{MAX_RUNNING_REQUESTS} (--max-running-requests)",
     )
 
@@ -197,18 +233,10 @@ def _memory(
 def _speed(
     target: Model, draft: Model, found: Sizes, config: SpecVLMConfig, setting: Setting
 ) -> Iterator[Figure]:
-    one, tp, accepted = HARDWARE[setting.gpu], setting.tp, setting.accept_length
-    rates = Hardware(one.bytes_per_second * tp, one.flops_per_second * tp, f"{tp} x {one.name}")
-    # Weights of 8 or 4 bits are read as such.
-    large, small = (
-        replace(
-            model.dimensions,
-            bytes_per_parameter=model.weight_bytes / model.dimensions.parameters,
-        )
-        for model in (target, draft)
-    )
+    rates, accepted = setting.rates, setting.accept_length
+    large, small = _as_stored(target), _as_stored(draft)
     retention = found.kept / setting.video_tokens
-    for batch in sorted({1, min(found.batch, MAX_RUNNING_REQUESTS)} - {0}):
+    for batch in setting.batches(found.batch):
         reports = [
             what_would_pruning_buy(
                 large,
@@ -244,6 +272,60 @@ def _speed(
             f"and scores) and {first.pruned.draft_start_seconds:.2f} s for the draft's vision and "
             "prefill; times are lower bounds: no launches, host work or communication",
         )
+
+
+def _speed_alone(
+    target: Model, found: Sizes, config: SpecVLMConfig, setting: Setting
+) -> Iterator[Figure]:
+    rates, accepted = setting.rates, setting.accept_length
+    model, steps = _as_stored(target), DEFAULT_NUM_STEPS
+
+    def report(batch: int) -> SelfDraftReport:
+        retention = found.kept / setting.video_tokens
+        video = setting.video_tokens
+        return what_would_self_drafting_buy(
+            model,
+            rates,
+            video,
+            TEXT_TOKENS,
+            retention,
+            steps,
+            batch,
+            NEW_TOKENS,
+            layers=config.self_layers,
+        )
+
+    whole = model.layers
+    if config.self_layers is not None and config.self_layers >= whole:
+        raise ToolError(f"--specvlm-self-layers {config.self_layers} must be 1 to {whole - 1}")
+    cut = "" if config.self_layers is None else f" of {config.self_layers} of {whole} layers"
+    for batch in setting.batches(found.batch):
+        one = report(batch)
+        yield Figure(
+            f"for itself, {batch} request{_s(batch)}",
+            f"{one.speedup(accepted):.2f}x, at most {one.highest_speedup:.2f}x; gains above "
+            f"{one.break_even_accept_length:.2f} tokens a round",
+            f"roofline of {rates.name}: KV is {one.kv_share:.0%} of a step's bytes; a draft step"
+            f"{cut} takes {one.draft_over_plain:.0%} of a plain step, of which a round has {steps} "
+            f"and a verification; an accept length of {accepted:g} assumed, {steps + 1} at most",
+        )
+    most = max(1, min(found.batch, MAX_RUNNING_REQUESTS))
+    least = next((n for n in range(1, most + 1) if report(n).speedup(accepted) > 1), None)
+    assumed = f"smallest batch whose roofline gains at an accept length of {accepted:g}"
+    if least is None:
+        yield Figure(
+            "pays",
+            f"at no batch up to {most}: serve plainly, or name a draft model",
+            f"{assumed}; the weights, which a draft step reads too, outweigh what it leaves out",
+        )
+    else:
+        yield Figure("pays", f"from {least} request{_s(least)} at once on", assumed)
+
+
+def _as_stored(model: Model) -> ModelDimensions:
+    """Weights of 8 or 4 bits are read as such."""
+    size = model.weight_bytes / model.dimensions.parameters
+    return replace(model.dimensions, bytes_per_parameter=size)
 
 
 def _by_length(values: list[float]) -> str:

@@ -351,6 +351,18 @@ def test_self_drafting_of_tiny_is_what_its_bytes_say():
     assert found.kv_share == pytest.approx(2 * 106 * TINY.kv_bytes_per_token / plain)
 
 
+def test_fewer_layers_draft_for_their_share_of_bytes():
+    slow = Hardware(bytes_per_second=1.0, flops_per_second=1e30)
+    one = dataclasses.replace(TINY, layers=1)
+    found = what_would_self_drafting_buy(TINY, slow, 100, 4, 0.1, 3, new_tokens=1, layers=1)
+    cheap = draft_step(one, 14).bytes
+    assert found.draft_over_plain == pytest.approx(cheap / verify(TINY, 1, 104).bytes)
+    whole = 3 * cheap + verify(TINY, 4, 104).bytes
+    assert found.break_even_accept_length == pytest.approx(whole / verify(TINY, 1, 104).bytes)
+    with pytest.raises(ValueError, match="layers is 9; it must be 1 to"):
+        what_would_self_drafting_buy(TINY, slow, 100, 4, 0.1, 3, layers=9)
+
+
 def test_self_drafting_that_prunes_nothing_wins_nothing():
     model = published_model("qwen2.5-vl-32b")
     found = what_would_self_drafting_buy(model, H100, 25_000, 64, 1.0, 3, batch=16)

@@ -45,6 +45,20 @@ def test_the_published_pair_by_hand() -> None:
     assert found.batch == found.tokens // (25_000 + 64 + 512) == 23
 
 
+def test_a_target_that_drafts_for_itself_has_the_memory_alone() -> None:
+    config = SpecVLMConfig()
+    found = sizes(model("qwen2.5-vl-32b"), None, config, tp=4, gpu_gib=80.0, video=25_000)
+    assert found.draft_weights == found.draft_kv == found.draft_request_kv == found.features == 0
+    assert found.kept == 2500
+    assert found.room == pytest.approx(80 * GIB * found.static_fraction - found.target_weights)
+    assert found.tokens == int(found.room // found.target_kv)
+    assert found.batch == found.tokens // (25_000 + 64 + 512) > pair().batch
+    reads_features = SpecVLMConfig(policy="change")
+    more = sizes(model("qwen2.5-vl-32b"), None, reads_features, tp=4, gpu_gib=80.0, video=25_000)
+    assert more.features == 80 * GIB / 128
+    assert more.beside == pytest.approx(found.beside - more.features)
+
+
 def test_more_ranks_than_kv_heads_still_hold_one_each() -> None:
     assert pair(tp=8).draft_kv == pair(tp=4).draft_kv == 2 * 28 * 128 * 2
 

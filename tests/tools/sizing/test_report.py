@@ -91,6 +91,57 @@ def test_an_accept_length_raises_the_gain_in_proportion(capsys: pytest.CaptureFi
     assert gains["4"] == pytest.approx(2 * gains["2"], abs=0.02)
 
 
+def test_a_target_without_a_draft_is_told_where_drafting_for_itself_pays(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, text = doctor(capsys, *PAIR[:2], "--tp", "2", "--video-tokens", "25000")
+    assert status == 0, text
+    found = figures(text)
+    assert tuple(found) == (
+        *(name for name in NAMES[:11] if not name.startswith("draft")),
+        "for itself, 1 request",
+        "for itself, 9 requests",
+        "pays",
+    )
+    assert found["largest batch"][0].startswith("9 requests at once")
+    alone, together = (found[f"for itself, {batch}"] for batch in ("1 request", "9 requests"))
+    # By hand, at the middle of an answer of 512 tokens: 2 bytes for each of the weights but the
+    # embedding's and the vision tower's, 256 KiB for each of 25,320 tokens. A round is 3 steps that
+    # read 2,820 of these tokens, and one that reads all.
+    weights = 2 * 31.98e9
+    for value, batch in ((alone[0], 1), (together[0], 9)):
+        whole, kept = (weights + batch * tokens * 2**18 for tokens in (25_320, 2_820))
+        least = (3 * kept + whole) / whole
+        said = [float(number) for number in re.findall(r"[\d.]+", value)]
+        assert said == pytest.approx([3 / least, 4 / least, least], rel=0.02)
+    assert found["pays"][0] == "from 6 requests at once on"
+
+
+def test_a_target_whose_weights_outweigh_its_videos_is_told_to_serve_plainly(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = ("--tp", "2", "--video-tokens", "500", "--batch", "48")
+    found = figures(doctor(capsys, *PAIR[:2], *more)[1])
+    gain, most = re.findall(r"([\d.]+)x", found["for itself, 48 requests"][0])
+    assert float(gain) < 1 < float(most) < 1.2
+    assert found["pays"][0] == "at no batch up to 48: serve plainly, or name a draft model"
+
+
+def test_layers_that_draft_make_a_draft_step_cheaper(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (*PAIR[:2], "--tp", "2", "--video-tokens", "25000", "--batch", "1")
+    whole = figures(doctor(capsys, *more)[1])["for itself, 1 request"]
+    monkeypatch.setenv("SPECVLM_SELF_LAYERS", "32")
+    value, how = figures(doctor(capsys, *more)[1])["for itself, 1 request"]
+    assert "a draft step of 32 of 64 layers takes 47% of a plain step" in how
+    assert float(value.split("x")[0]) > float(whole[0].split("x")[0])
+    monkeypatch.setenv("SPECVLM_SELF_LAYERS", "64")
+    status, text = doctor(capsys, *more)
+    assert status == 1
+    assert "--specvlm-self-layers 64 must be 1 to 63" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -99,6 +150,7 @@ def test_an_accept_length_raises_the_gain_in_proportion(capsys: pytest.CaptureFi
         (("--video-tokens", "9", "--tp", "3"), "--tp 3 must divide the 40 heads of Qwen/Qwen2.5"),
         (("--video-tokens", "9", "--gpu-memory", "-1"), "--gpu-memory -1.0 must be 4 to 4,096"),
         (("--video-tokens", "9", "--gpu-memory", "nan"), "--gpu-memory nan must be 4 to 4,096"),
+        (("--video-tokens", "9", "--batch", "0"), "--batch 0 must be 1 to 100,000"),
         (("--video-tokens", "9", "--accept-length", "5"), "--accept-length 5.0 must be 1 to 4"),
     ],
 )
@@ -113,7 +165,8 @@ def test_a_value_out_of_range_is_named(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--video-tokens", "9", "--target", "t"), "--video-tokens needs --target and --draft"),
+        (("--video-tokens", "9"), "--video-tokens needs --target"),
+        (("--batch", "2", *PAIR), "--batch needs --video-tokens"),
         (("--tp", "2", *PAIR), "--tp needs --video-tokens"),
         (("--gpu-memory", "80", *PAIR), "--gpu-memory needs --video-tokens"),
         (("--gpu", "H200", *PAIR), "--gpu needs --video-tokens"),
