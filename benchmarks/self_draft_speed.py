@@ -196,8 +196,11 @@ def in_turns(
     """
     prompts = [template.render([(task.questions[-1], None)]) for task in tasks]
 
+    def server(name: str) -> Server:
+        return servers[PLAIN if name == PLAIN else "self"]
+
     def turn(name: str, at_most: int) -> list[Streamed]:
-        url = servers[PLAIN if name == PLAIN else "self"].url
+        url = server(name).url
         with ThreadPoolExecutor(len(tasks)) as pool:
             return list(
                 pool.map(
@@ -212,10 +215,11 @@ def in_turns(
         turn(name, 8)
     for index in range(rounds):
         for name in rotated(list(settings), index):
-            url = servers[PLAIN if name == PLAIN else "self"].url
+            url = server(name).url
             before = specvlm_state(url).get("phases", {})
-            with ProcessorClock(servers[PLAIN if name == PLAIN else "self"]) as clock:
+            with ProcessorClock(server(name)) as clock:
                 answers = turn(name, max_tokens)
+            start, end = window(answers)
             phases = difference(before, specvlm_state(url).get("phases", {}))
             records.append(
                 {
@@ -223,8 +227,8 @@ def in_turns(
                     "setting": name,
                     "tokens_per_second": rate(answers),
                     "tokens_per_processor_second": rate(answers)
-                    * (window(answers)[1] - window(answers)[0])
-                    / clock.between(*window(answers)),
+                    * (end - start)
+                    / clock.between(start, end),
                     "accept_length": accept_length(answers),
                     "tokens": sum(len(answer.ids) for answer in answers),
                     "cached_tokens": min(answer.cached_tokens for answer in answers),

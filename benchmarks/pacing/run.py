@@ -134,18 +134,11 @@ def measure(
         Load, round, server, seconds, and what the adaptive server says of its pace.
     """
     for load in loads:
-        clients.turn, expected = 0, None
-        for name, url in urls.items():
-            _, answers = clients.ask(url, load)
-            expected = expected or answers
-            if answers != expected:
-                raise RuntimeError(f"{name}, {load}: other tokens than {PLAIN}")
+        clients.turn = 0
+        _in_turn(clients, urls, load, 0)
         for index in range(rounds):
             clients.turn = index
-            names = list(urls)
-            cut = index % len(names)
-            for name in names[cut:] + names[:cut]:
-                seconds, _ = clients.ask(urls[name], load)
+            for name, seconds in _in_turn(clients, urls, load, index).items():
                 pace = specvlm_state(urls[name])["pace"] if name == ADAPTIVE else None
                 yield load, index, name, seconds, pace
 
@@ -157,8 +150,23 @@ def measure_trace(
     total = dict.fromkeys(urls, 0.0)
     for place, load in enumerate(trace):
         clients.turn = place
-        names = list(urls)
-        cut = place % len(names)
-        for name in names[cut:] + names[:cut]:
-            total[name] += clients.ask(urls[name], load)[0]
+        for name, seconds in _in_turn(clients, urls, load, place).items():
+            total[name] += seconds
     return total
+
+
+def _in_turn(clients: Clients, urls: Mapping[str, str], load: Load, first: int) -> dict[str, float]:
+    """Seconds of one load by server, beginning with another one each time.
+
+    Raises
+    ------
+    RuntimeError
+        A server answered with other tokens than the plain one.
+    """
+    names = list(urls)
+    cut = first % len(names)
+    found = {name: clients.ask(urls[name], load) for name in names[cut:] + names[:cut]}
+    for name, (_, answers) in found.items():
+        if answers != found[PLAIN][1]:
+            raise RuntimeError(f"{name}, {load}: other tokens than {PLAIN}")
+    return {name: seconds for name, (seconds, _) in found.items()}

@@ -56,8 +56,8 @@ def default_tile(dot_dtype: tl.dtype, head_dim: int, key_format: str) -> Tile:
     ``key_format`` is one of `KEY_FORMATS`.
     """
     if dot_dtype == tl.float32:
-        # No tensor cores: operands live in registers, and twice as many already spill.
-        return Tile(rows=16, keys=32, warps=4, stages=1)
+        # No tensor cores: operands live in registers, and half as many warps spill on sm_120.
+        return Tile(rows=16, keys=32, warps=8, stages=1)
     if head_dim > 128 and key_format != "native":
         # Keys are widened in registers: on sm_120 no room is left for 64 rows.
         return Tile(rows=32, keys=64, warps=4, stages=2)

@@ -262,10 +262,21 @@ def _pair(target: str, draft: str) -> Iterator[Finding]:
         yield Finding("pair", str(error), advice, blocks=True)
     else:
         yield Finding("pair", f"{draft} can draft for {target}")
+        yield from _stored(target, draft)
         known = find_published(target), find_published(draft)
         if known[0] is not None and known[1] is not None:
             yield cost_finding(known[1], known[0])
         yield from needs_findings(model_needs(target), model_needs(draft), *_free_bytes())
+
+
+def _stored(*checkpoints: str) -> Iterator[Finding]:
+    from specvlm_sglang.models.stored import check_weights
+
+    for path in checkpoints:
+        try:
+            check_weights(path)
+        except ValueError as error:
+            yield Finding("files", str(error), "fetch or copy it again", blocks=True)
 
 
 def draft_findings(target: str) -> Iterator[Finding]:

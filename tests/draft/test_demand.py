@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import weakref
 from typing import Any
 
 import pytest
@@ -13,9 +13,16 @@ from specvlm_sglang.draft.demand import REMEMBERED, UNKNOWN, Demand
 
 def answer(tokens: int, reason: Any = None) -> Any:
     """What `Demand` reads of SGLang's ``Req``."""
-    req = SimpleNamespace(output_ids=[0] * tokens, finished_reason=reason)
-    req.finished = lambda: req.finished_reason is not None
-    return req
+    return _Req(tokens, reason)
+
+
+class _Req:
+    def __init__(self, tokens: int, reason: Any) -> None:
+        self.output_ids = [0] * tokens
+        self.finished_reason = reason
+
+    def finished(self) -> bool:
+        return self.finished_reason is not None
 
 
 def ended(demand: Demand, *answers: Any) -> None:
@@ -76,3 +83,14 @@ def test_a_request_meets_those_that_run_and_those_that_came_before_it() -> None:
         one.finished_reason = FINISH_LENGTH(1)
     demand.round([])
     assert demand.together == 1
+
+
+def test_no_request_is_kept_alive() -> None:
+    demand, gone = Demand(), answer(1)
+    demand.round([gone])
+    seen = weakref.ref(gone)
+    del gone
+    assert seen() is None
+    assert demand.together == 1
+    demand.round([])
+    assert demand.lengths(1, 40) == [40]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -17,6 +16,7 @@ import pytest
 from specvlm_sglang.tools.errors import ToolError
 from specvlm_sglang.tools.server import HOST, Server, session_processes, wait_until_ready
 from tests.serving.specvlm import CHAIN, chat_prompt, launch
+from tests.support import checkpoints
 
 pytestmark = [pytest.mark.serving, pytest.mark.slow]
 
@@ -90,9 +90,7 @@ def test_ended_while_it_starts_and_while_it_answers_nothing_is_left_and_it_start
 def test_a_draft_that_was_cut_ends_the_start_before_anything_is_loaded(
     vl_target: Path, vl_draft: Path, tmp_path: Path
 ) -> None:
-    draft = Path(shutil.copytree(vl_draft, tmp_path / "cut"))
-    content = (draft / "model.safetensors").read_bytes()
-    (draft / "model.safetensors").write_bytes(content[:-100])
+    draft = checkpoints.cut(vl_draft, tmp_path / "cut")
     server = Server(vl_target, launch(draft, *CHAIN), log=tmp_path / "server.log")
     with server, pytest.raises(ToolError, match="the server ended"):
         wait_until_ready([server])

@@ -15,19 +15,21 @@ from tests.support import checkpoints
 pytestmark = pytest.mark.serving
 
 
+@pytest.fixture
+def draft(checkpoint_dir: Path) -> Path:
+    """Each rank takes one head of its vision tower; `vl_draft` has only one."""
+    vision = dataclasses.replace(checkpoints.DRAFT_VISION, heads=2)
+    return checkpoints.qwen2_5_vl(checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1)
+
+
 @pytest.mark.slow
 def test_two_ranks_of_specvlm_answer_as_transformers_does(
     serve: Any,
     vl_target: Path,
-    checkpoint_dir: Path,
+    draft: Path,
     clip_paths: list[Path],
     image_paths: list[Path],
 ) -> None:
-    # Each rank takes one head of the draft's vision tower; `vl_draft` has only one.
-    vision = dataclasses.replace(checkpoints.DRAFT_VISION, heads=2)
-    draft = checkpoints.qwen2_5_vl(
-        checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1
-    )
     cases = specvlm.cases(vl_target, clip_paths, image_paths)
     launch = specvlm.launch(draft, *specvlm.CHAIN, "--tp-size", "2", "--specvlm-audit", "0.5")
     server = serve(vl_target, *launch)
@@ -56,15 +58,11 @@ def test_two_ranks_of_specvlm_answer_as_transformers_does(
 def test_two_ranks_choose_their_steps_alike(
     serve: Any,
     vl_target: Path,
-    checkpoint_dir: Path,
+    draft: Path,
     clip_paths: list[Path],
     image_paths: list[Path],
 ) -> None:
     """Steps follow what rounds cost, which each rank measures otherwise."""
-    vision = dataclasses.replace(checkpoints.DRAFT_VISION, heads=2)
-    draft = checkpoints.qwen2_5_vl(
-        checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1
-    )
     cases = specvlm.cases(vl_target, clip_paths, image_paths)
     steps = ("--speculative-num-steps", "5", "--speculative-adaptive")
     server = serve(vl_target, *specvlm.launch(draft, *steps, "--tp-size", "2"))

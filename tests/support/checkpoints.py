@@ -6,6 +6,7 @@ read them as they read published checkpoints.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,14 @@ def qwen2_text(
         model = Qwen2ForCausalLM(text_config(shape, tokenizer))
     _write(directory, model, tokenizer, seed=seed, family=family, dtype=dtype, mixing=mixing)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def cut(checkpoint: Path, directory: Path, missing: int = 100) -> Path:
+    """A copy of a checkpoint whose weights end too early, by so many bytes."""
+    shutil.copytree(checkpoint, directory)
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-missing])
     return directory
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from specvlm_sglang.tools import doctor as doctor_module
 from specvlm_sglang.tools.doctor import GIB, Finding, flashinfer_findings, needs_findings
 from specvlm_sglang.tools.needs import ModelNeeds, model_needs
+from tests.support import checkpoints
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +80,16 @@ def test_a_model_that_is_not_here_is_not_called_a_bad_draft(tmp_path: Path) -> N
     assert finding.blocks
     assert "\n" not in finding.found
     assert "folder with a checkpoint" in finding.advice
+
+
+def test_files_that_are_not_what_they_say_would_not_serve(
+    vl_target: Path, vl_draft: Path, tmp_path: Path
+) -> None:
+    assert not any(one.blocks for one in doctor_module._pair(str(vl_target), str(vl_draft)))
+    draft = checkpoints.cut(vl_draft, tmp_path / "cut")
+    report = found(doctor_module._pair(str(vl_target), str(draft)))
+    assert report["files"].blocks
+    assert f"the weights of {draft} cannot be read" in report["files"].found
 
 
 @pytest.mark.parametrize(("free", "advised"), [(19 * GIB, True), (21 * GIB, False)])

@@ -107,35 +107,35 @@ def sizes(
     Without a draft the target drafts for itself: the draft's bytes are 0, and its features are
     counted where the policy reads any.
     """
-    if draft is None:
-        return _alone(target, config, tp=tp, gpu_gib=gpu_gib, video=video)
-    memory = gpu_gib * GIB
-    kv_layers = [kv_layer_bytes(model.dimensions, tp) for model in (target, draft)]
-    target_kv, draft_kv = (
-        each * model.dimensions.layers
-        for each, model in zip(kv_layers, (target, draft), strict=True)
-    )
+    memory, both = gpu_gib * GIB, [target] if draft is None else [target, draft]
+    kv_layers = [kv_layer_bytes(model.dimensions, tp) for model in both]
+    kv = [each * model.dimensions.layers for each, model in zip(kv_layers, both, strict=True)]
     kept = video_token_budget(video, config.retention, config.draft_video_tokens)
     own = TEXT_TOKENS + NEW_TOKENS
     fraction = static_fraction(gpu_gib, tp, target.dimensions.vision)
-    weights = [model.weight_bytes / tp for model in (target, draft)]
+    weights = [model.weight_bytes / tp for model in both]
     room = memory * fraction - sum(weights)
-    pool = equivalent_layers(
-        draft.dimensions.layers, int(kv_layers[1]), int(kv_layers[0]), config.draft_kv_share
-    )
-    tokens = max(0, int(room // (target_kv + pool * kv_layers[0])))
-    slots = tokens * config.draft_kv_share
-    features = max(FEATURE_CACHE[0], memory * FEATURE_CACHE[1])
+    charged = kv[0]
+    if draft is not None:
+        charged += kv_layers[0] * equivalent_layers(
+            draft.dimensions.layers, int(kv_layers[1]), int(kv_layers[0]), config.draft_kv_share
+        )
+    tokens = max(0, int(room // charged))
+    batch = int(tokens // (video + own))
+    if draft is not None:
+        batch = min(batch, int(tokens * config.draft_kv_share // (kept + own)))
+    encodes = draft is not None or find_policy(config.policy).needs_features
+    features = max(FEATURE_CACHE[0], memory * FEATURE_CACHE[1]) if encodes else 0.0
     scoring = scoring_bytes(target.dimensions, tp, video, config.max_query_rows)
-    peak = max(vision_peak(model.dimensions, tp, video) for model in (target, draft))
+    peak = max(vision_peak(model.dimensions, tp, video) for model in both)
     return Sizes(
         target_weights=weights[0],
-        draft_weights=weights[1],
-        target_kv=target_kv,
-        draft_kv=draft_kv,
+        draft_weights=sum(weights[1:]),
+        target_kv=kv[0],
+        draft_kv=sum(kv[1:]),
         kept=kept,
-        target_request_kv=(video + own) * target_kv,
-        draft_request_kv=(kept + own) * draft_kv,
+        target_request_kv=(video + own) * kv[0],
+        draft_request_kv=(kept + own) * sum(kv[1:]),
         scoring=scoring,
         vision_peak=peak,
         features=features,
@@ -143,38 +143,7 @@ def sizes(
         room=room,
         beside=memory * (1 - fraction) - peak - scoring - features,
         tokens=tokens,
-        batch=min(int(tokens // (video + own)), int(slots // (kept + own))),
-    )
-
-
-def _alone(target: Model, config: SpecVLMConfig, *, tp: int, gpu_gib: float, video: int) -> Sizes:
-    memory = gpu_gib * GIB
-    kv = kv_layer_bytes(target.dimensions, tp) * target.dimensions.layers
-    fraction = static_fraction(gpu_gib, tp, target.dimensions.vision)
-    weights = target.weight_bytes / tp
-    room = memory * fraction - weights
-    tokens = max(0, int(room // kv))
-    scoring = scoring_bytes(target.dimensions, tp, video, config.max_query_rows)
-    peak = vision_peak(target.dimensions, tp, video)
-    reads_features = find_policy(config.policy).needs_features
-    features = max(FEATURE_CACHE[0], memory * FEATURE_CACHE[1]) if reads_features else 0.0
-    own = TEXT_TOKENS + NEW_TOKENS
-    return Sizes(
-        target_weights=weights,
-        draft_weights=0.0,
-        target_kv=kv,
-        draft_kv=0.0,
-        kept=video_token_budget(video, config.retention, config.draft_video_tokens),
-        target_request_kv=(video + own) * kv,
-        draft_request_kv=0.0,
-        scoring=scoring,
-        vision_peak=peak,
-        features=features,
-        static_fraction=fraction,
-        room=room,
-        beside=memory * (1 - fraction) - peak - scoring - features,
-        tokens=tokens,
-        batch=tokens // (video + own),
+        batch=batch,
     )
 
 
