@@ -262,6 +262,7 @@ def test_the_draft_pool_is_empty_after_many_requests_with_random_aborts(
     assert tuple(ask(server, cases[1]).output_ids) == cases[1].expected
 
 
+@pytest.mark.slow
 def test_a_full_draft_pool_and_forced_retraction_lose_no_request(
     serve: Any, vl_target: Path, vl_draft: Path, cases: list[specvlm.Case]
 ) -> None:
