@@ -99,15 +99,16 @@ def paths_of(tokens: torch.Tensor, parents: torch.Tensor, *, steps: int) -> Path
     parents
         From `parents_of`.
     steps
-        Depth of the deepest node.
+        Depth of the deepest node; 0 where nothing was drafted and there are roots alone.
     """
     node = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    on_path, drafted = [], []
-    for _ in range(steps):
-        on_path.append(tokens.gather(1, node))
-        drafted.append(node > 0)
+    on_path = tokens.new_empty((*tokens.shape, steps))
+    drafted = torch.empty_like(on_path, dtype=torch.bool)
+    for step in range(steps):
+        on_path[..., step] = tokens.gather(1, node)
+        drafted[..., step] = node > 0
         node = parents.gather(1, node)
-    return Paths(torch.stack(on_path, -1), torch.stack(drafted, -1))
+    return Paths(on_path, drafted)
 
 
 def penalise_nodes(logits: torch.Tensor, paths: Paths, penalties: BatchPenalties) -> None:

@@ -124,9 +124,27 @@ def test_half_precision_logits_round_as_sglangs_do() -> None:
     expected.sub_(torch.tensor([[0.4, 0.7, 0.0]]))
     scale = torch.tensor([[1.1, 1.1, 1.0]])
     expected[:] = torch.where(expected < 0, expected * scale, expected / scale)
-    paths = ours.paths_of(torch.tensor([[1]]), torch.tensor([[0]]), steps=1)
+    # Of a root alone, whether or not something might have been drafted.
+    for steps in (0, 1):
+        found = logits.clone()
+        paths = ours.paths_of(torch.tensor([[1]]), torch.tensor([[0]]), steps=steps)
+        ours.penalise_nodes(found, paths, penalties)
+        assert torch.equal(found, expected)
+
+
+def test_a_root_alone_may_not_end_before_its_minimum() -> None:
+    logits = torch.zeros(2, 4)
+    penalties = ours.BatchPenalties(
+        *(torch.tensor([[value]] * 2) for value in (0.0, 0.0, 1.0)),
+        counts=None,
+        emitted=torch.tensor([[3], [5]]),
+        min_new_tokens=torch.tensor([[5], [5]]),
+        stop_tokens=torch.tensor([[2, 2], [2, 2]]),
+    )
+    paths = ours.paths_of(torch.tensor([[1], [1]]), torch.tensor([[0], [0]]), steps=0)
     ours.penalise_nodes(logits, paths, penalties)
-    assert torch.equal(logits, expected)
+    assert logits[0].tolist() == [0.0, 0.0, -torch.inf, 0.0]
+    assert logits[1].tolist() == [0.0] * 4
 
 
 def test_parents_follow_from_the_links() -> None:

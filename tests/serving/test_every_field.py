@@ -32,7 +32,13 @@ SERVED = (
     "--sampling-defaults",
     "model",
 )
-SHAPES = {"chain": ("--speculative-num-steps", "5"), "tree": specvlm.TREE}
+CHAIN = ("--speculative-num-steps", "5")
+SHAPES = {
+    "chain": CHAIN,
+    "tree": specvlm.TREE,
+    # 0, 1, 3 or 5 in every round: rounds without a draft among the others.
+    "steps at random": (*CHAIN, "--speculative-adaptive"),
+}
 QUESTIONS = {
     fields.DESCRIBE: "Describe the video.",
     fields.LOOSE: "Say something about a red circle and a blue square.",
@@ -163,7 +169,8 @@ def test_every_request_says_something_about_its_field_on_a_plain_server(
 
 def served(serve: Any, target: Path, shape: str) -> Server:
     """A SPECVLM server whose draft is the target itself."""
-    server: Server = serve(target, *specvlm.launch(target, *SHAPES[shape], *SERVED))
+    pace = {"SPECVLM_PACE": "random:7"} if shape == "steps at random" else {}
+    server: Server = serve(target, *specvlm.launch(target, *SHAPES[shape], *SERVED), **pace)
     return server
 
 
