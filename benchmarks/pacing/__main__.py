@@ -4,8 +4,10 @@
         [--costs "40,0.4,32;3,0.05,32"] [--at-once 1 4 16 32] [--tokens 4 16 64 256] [--rounds 2]
 
 The shipped pair in float32. With ``--costs`` passes take simulated times (`injected`); without,
-what this machine needs. A gain is the median over rounds, each of clips of its own, of plain
-decoding's seconds over a server's.
+what this machine needs. So many clients ask at once, each one request after another: of short
+answers three, of long ones one. A gain is the median over rounds, each of clips of its own, of
+plain decoding's seconds over a server's, until the last answer is there; of the latency, of a
+median request.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ from specvlm_sglang.tools.bench.environment import commit, cpu_name
 
 def main() -> None:
     options = _parser().parse_args()
-    loads = [Load(*pair) for pair in product(options.at_once, options.tokens)]
+    loads = [
+        Load(at_once, tokens, _each(tokens))
+        for at_once, tokens in product(options.at_once, options.tokens)
+    ]
     trace = mixed(loads, options.repeats, seed=0)
     with tempfile.TemporaryDirectory(prefix="specvlm-pacing-") as name:
         folder = Path(name)
@@ -54,11 +59,13 @@ def main() -> None:
             mix = measure_trace(clients, urls, trace) if options.repeats else {}
             print("mixed:", {name: round(seconds, 1) for name, seconds in mix.items()}, flush=True)
             rows: list[dict[str, Any]] = []
-            for load, index, name, seconds, pace in measure(clients, urls, loads, options.rounds):
-                rows.append({**vars(load), "round": index, "server": name, "seconds": seconds})
+            for load, index, name, found, pace in measure(clients, urls, loads, options.rounds):
+                times = {"seconds": found.seconds, "latency": found.latency}
+                rows.append({**vars(load), "round": index, "server": name, **times})
                 if pace is not None:
                     rows[-1]["pace"] = pace
-                print(f"{load}, round {index}, {name}: {seconds:.2f} s", flush=True)
+                shown = f"{found.seconds:.2f} s, a request {found.latency:.2f} s"
+                print(f"{load}, round {index}, {name}: {shown}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     record = {
         "draft": options.draft,
@@ -77,38 +84,54 @@ def main() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Gains over plain decoding as Markdown, and how far the adaptive one is from the best."""
+    """Gains over plain decoding as Markdown, and how far the adaptive one is from the best.
+
+    Parameters
+    ----------
+    record
+        As it is written: ``measured``, a row for each load, round and server, and
+        ``mixed_seconds`` of the servers.
+    """
     rows = record["measured"]
     names = list(dict.fromkeys(row["server"] for row in rows))
     others = [name for name in names if name != PLAIN]
     lines = [
-        "| at once | tokens | " + " | ".join(others) + " | adaptive / best | its steps |",
-        "|---" * (len(others) + 4) + "|",
+        "| at once | tokens | " + " | ".join(others) + " | adaptive / best | latency | its steps |",
+        "|---" * (len(others) + 5) + "|",
     ]
     for load in dict.fromkeys((row["at_once"], row["tokens"]) for row in rows):
         here = [row for row in rows if (row["at_once"], row["tokens"]) == load]
         gains = {name: _gain(here, name, PLAIN) for name in others}
-        best = max(
-            (name for name in names if name != ADAPTIVE), key=lambda name: gains.get(name, 1.0)
-        )
+        to_best = {what: _to_best(here, names, what) for what in ("seconds", "latency")}
         steps = [str(row["pace"]["steps"]) for row in here if "pace" in row]
         lines.append(
             f"| {load[0]} | {load[1]} | "
             + " | ".join(f"{gain:.2f}x" for gain in gains.values())
-            + f" | {_gain(here, ADAPTIVE, best):.2f} | {', '.join(steps)} |"
+            + f" | {to_best['seconds']:.2f} | {to_best['latency']:.2f} | {', '.join(steps)} |"
         )
     mix = record["mixed_seconds"]
     if mix:
         least = min(found for name, found in mix.items() if name != ADAPTIVE)
         shown = [f"{mix[PLAIN] / mix[name]:.2f}x" for name in others]
-        lines.append(f"| mixed | mixed | {' | '.join(shown)} | {least / mix[ADAPTIVE]:.2f} | |")
+        lines.append(f"| mixed | mixed | {' | '.join(shown)} | {least / mix[ADAPTIVE]:.2f} | | |")
     return "\n".join(lines) + "\n"
 
 
-def _gain(rows: Sequence[dict[str, Any]], name: str, other: str) -> float:
-    """Median over rounds, each of clips of its own, of the seconds of ``other`` over ``name``'s."""
-    mine, its = ([row["seconds"] for row in rows if row["server"] == who] for who in (name, other))
+def _to_best(rows: Sequence[dict[str, Any]], names: Sequence[str], what: str) -> float:
+    """How the adaptive server compares with the one of the others that is best here."""
+    gains = {name: _gain(rows, name, PLAIN, what) for name in names if name != ADAPTIVE}
+    return _gain(rows, ADAPTIVE, max(gains, key=lambda name: gains[name]), what)
+
+
+def _gain(rows: Sequence[dict[str, Any]], name: str, other: str, what: str = "seconds") -> float:
+    """Median over rounds, each of clips of its own, of what ``other`` takes over what ``name``."""
+    mine, its = ([row[what] for row in rows if row["server"] == who] for who in (name, other))
     return statistics.median(b / a for a, b in zip(mine, its, strict=True))
+
+
+def _each(tokens: int) -> int:
+    """Requests of a client, so that short answers come and go while others run."""
+    return min(3, max(1, 128 // tokens))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import torch
@@ -30,13 +32,42 @@ KV_TOKENS = 65_536
 
 @dataclass(frozen=True)
 class Load:
-    """Requests that come at the same time, each answered with exactly so many tokens."""
+    """Clients that ask at the same time, one request after another.
+
+    Attributes
+    ----------
+    at_once
+        Clients.
+    tokens
+        Of every answer.
+    each
+        Requests of a client.
+    """
 
     at_once: int
     tokens: int
+    each: int = 1
 
     def __str__(self) -> str:
         return f"{self.at_once} at once, {self.tokens} tokens"
+
+
+class Answers(NamedTuple):
+    """Of a load.
+
+    Attributes
+    ----------
+    seconds
+        Until the last one was there.
+    latency
+        Median seconds of a request.
+    ids
+        Their tokens, client by client.
+    """
+
+    seconds: float
+    latency: float
+    ids: list[list[int]]
 
 
 def mixed(loads: Sequence[Load], repeats: int, seed: int) -> list[Load]:
@@ -100,22 +131,27 @@ class Clients:
             prompt = template.render([(demo.description(scene)[0], None)])
             self._bodies.append({"text": prompt, "video_data": [data_url(path)]})
 
-    def ask(self, url: str, load: Load) -> tuple[float, list[list[int]]]:
-        """Seconds until the last answer is there, and the answers' tokens."""
+    def ask(self, url: str, load: Load) -> Answers:
+        """What a server answers to a load, and how long it takes."""
         sampling = {"temperature": 0, "max_new_tokens": load.tokens, "ignore_eos": True}
 
-        def one(number: int) -> list[int]:
-            clip = (number + self.turn * load.at_once) % CLIPS
+        def one(place: int) -> tuple[float, list[int]]:
+            clip = (place + self.turn * load.at_once * load.each) % CLIPS
             body = {**self._bodies[clip], "sampling_params": sampling}
+            started = time.perf_counter()
             answer = httpx.post(f"{url}/generate", json=body, timeout=1800)
             answer.raise_for_status()
-            ids: list[int] = answer.json()["output_ids"]
-            return ids
+            return time.perf_counter() - started, answer.json()["output_ids"]
+
+        def client(number: int) -> list[tuple[float, list[int]]]:
+            return [one(number * load.each + turn) for turn in range(load.each)]
 
         with ThreadPoolExecutor(load.at_once) as pool:
             started = time.perf_counter()
-            found = list(pool.map(one, range(load.at_once)))
-            return time.perf_counter() - started, found
+            found = [one for answers in pool.map(client, range(load.at_once)) for one in answers]
+            seconds = time.perf_counter() - started
+        latency = statistics.median(took for took, _ in found)
+        return Answers(seconds, latency, [ids for _, ids in found])
 
     def fill_caches(self, urls: Mapping[str, str]) -> None:
         """Let every server read every clip."""
@@ -125,22 +161,22 @@ class Clients:
 
 def measure(
     clients: Clients, urls: Mapping[str, str], loads: Sequence[Load], rounds: int
-) -> Iterator[tuple[Load, int, str, float, object]]:
+) -> Iterator[tuple[Load, int, str, Answers, object]]:
     """Every load on every server in turn, each after one that is not measured.
 
     Yields
     ------
     tuple
-        Load, round, server, seconds, and what the adaptive server says of its pace.
+        Load, round, server, answers, and what the adaptive server says of its pace.
     """
     for load in loads:
         clients.turn = 0
         _in_turn(clients, urls, load, 0)
         for index in range(rounds):
             clients.turn = index
-            for name, seconds in _in_turn(clients, urls, load, index).items():
+            for name, answers in _in_turn(clients, urls, load, index).items():
                 pace = specvlm_state(urls[name])["pace"] if name == ADAPTIVE else None
-                yield load, index, name, seconds, pace
+                yield load, index, name, answers, pace
 
 
 def measure_trace(
@@ -150,13 +186,15 @@ def measure_trace(
     total = dict.fromkeys(urls, 0.0)
     for place, load in enumerate(trace):
         clients.turn = place
-        for name, seconds in _in_turn(clients, urls, load, place).items():
-            total[name] += seconds
+        for name, answers in _in_turn(clients, urls, load, place).items():
+            total[name] += answers.seconds
     return total
 
 
-def _in_turn(clients: Clients, urls: Mapping[str, str], load: Load, first: int) -> dict[str, float]:
-    """Seconds of one load by server, beginning with another one each time.
+def _in_turn(
+    clients: Clients, urls: Mapping[str, str], load: Load, first: int
+) -> dict[str, Answers]:
+    """One load on every server, beginning with another one each time.
 
     Raises
     ------
@@ -166,7 +204,7 @@ def _in_turn(clients: Clients, urls: Mapping[str, str], load: Load, first: int) 
     names = list(urls)
     cut = first % len(names)
     found = {name: clients.ask(urls[name], load) for name in names[cut:] + names[:cut]}
-    for name, (_, answers) in found.items():
-        if answers != found[PLAIN][1]:
+    for name, answers in found.items():
+        if answers.ids != found[PLAIN].ids:
             raise RuntimeError(f"{name}, {load}: other tokens than {PLAIN}")
-    return {name: seconds for name, (seconds, _) in found.items()}
+    return found

@@ -7,6 +7,8 @@ numbers of steps, from what other sizes have in common with this one, or else gu
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +20,9 @@ _GUESSED_STEP_COST = 0.05
 """Of a plain step, for each draft token, where nothing was measured."""
 _LEAST = 0.2
 """A round takes at least this share of the nearest one that was measured."""
-_WEIGHT, _NOISE_WEIGHT = 0.2, 0.05
+_RECENT, _NOISE_WEIGHT = 7, 0.05
+_SURPRISE = 2.0
+"""One round alone counts for at most so many times what was expected of it."""
 
 
 def most_gain(steps: int, draft_over_plain: float) -> float:
@@ -47,8 +51,8 @@ class _Cell:
 
     Attributes
     ----------
-    seconds
-        Running mean.
+    recent
+        Seconds of the newest ones: the middle third counts, so that no hiccup does.
     samples
         Since it was last tried.
     at
@@ -57,10 +61,18 @@ class _Cell:
         How many times slower it ages.
     """
 
-    seconds: float
+    recent: deque[float]
     samples: int
     at: int
     patience: int = 1
+
+    @property
+    def seconds(self) -> float:
+        order = sorted(self.recent)
+        if len(order) == 2:
+            return order[0]
+        cut = len(order) // 3
+        return statistics.fmean(order[cut : len(order) - cut])
 
 
 class _Size:
@@ -85,26 +97,32 @@ class RoundCosts:
         self._sizes: dict[int, _Size] = {}
         self._timed = 0
         self.noise = 0.0
-        """By how much of it a round's time differs from the mean, on average."""
+        """By how much of it a round's time differs from what was expected, on average."""
 
     def note(self, size: int, steps: int, seconds: float) -> None:
-        """A round took ``seconds``; one hiccup does not count for more than double."""
+        """A round took ``seconds``; that a single one took far longer is not believed."""
+        known = any(there.cells for there in self._sizes.values())
+        expected = self.estimate(size, steps).seconds if known else seconds
         here = self._sizes.setdefault(size, _Size())
         here.rounds += 1
         cell = here.cells.get(steps)
         if cell is None:
-            here.cells[steps] = _Cell(seconds, 1, here.rounds)
+            first = min(seconds, _SURPRISE * expected)
+            here.cells[steps] = _Cell(deque([first], maxlen=_RECENT), 1, here.rounds)
             return
         cell.samples += 1
-        weight = max(_WEIGHT, 1 / (cell.samples + 1))
-        differs = min(seconds / cell.seconds, 2.0) - 1
         self._timed += 1
-        self.noise += max(_NOISE_WEIGHT, 1 / self._timed) * (abs(differs) - self.noise)
-        change = 1 + weight * differs
+        differs = abs(min(seconds / expected, _SURPRISE) - 1)
+        self.noise += max(_NOISE_WEIGHT, 1 / self._timed) * (differs - self.noise)
+        cell.recent.append(seconds)
         steady, cell.at = cell.at == here.rounds - 1 and cell.samples > 4, here.rounds
+        if not steady:
+            return
         # What goes on for long and becomes slower, with its context, would do so with any steps.
-        for other in here.cells.values() if steady else (cell,):
-            other.seconds *= change
+        change = cell.seconds / expected
+        for other in here.cells.values():
+            if other is not cell:
+                other.recent = deque((change * one for one in other.recent), maxlen=_RECENT)
 
     def passed(self, size: int) -> None:
         """A round went by that could not be timed."""

@@ -55,7 +55,14 @@ def test_a_useless_draft_has_the_same_numbers_elsewhere(tmp_path: Path) -> None:
 def test_the_table_sets_the_adaptive_server_against_the_best_of_the_others() -> None:
     seconds = {"plain": [4.0, 6.0], "3 steps": [2.0, 3.0], "adaptive": [2.4, 2.6]}
     rows: list[dict[str, Any]] = [
-        {"at_once": 4, "tokens": 64, "round": index, "server": name, "seconds": found}
+        {
+            "at_once": 4,
+            "tokens": 64,
+            "round": index,
+            "server": name,
+            "seconds": found,
+            "latency": found / (2 + index),
+        }
         for name, times in seconds.items()
         for index, found in enumerate(times)
     ]
@@ -65,5 +72,5 @@ def test_the_table_sets_the_adaptive_server_against_the_best_of_the_others() -> 
     mix = {"plain": 10.0, "3 steps": 12.0, "adaptive": 8.0}
     *_, load, mixed_row = table({"measured": rows, "mixed_seconds": mix}).splitlines()
     # Rounds are paired: 4.0 / 2.4 and 6.0 / 2.6 of plain, 2.0 / 2.4 and 3.0 / 2.6 of the best.
-    assert load == "| 4 | 64 | 2.00x | 1.99x | 0.99 | 3, 4 |"
-    assert mixed_row == "| mixed | mixed | 0.83x | 1.25x | 1.25 | |"
+    assert load == "| 4 | 64 | 2.00x | 1.99x | 0.99 | 0.99 | 3, 4 |"
+    assert mixed_row == "| mixed | mixed | 0.83x | 1.25x | 1.25 | | |"
