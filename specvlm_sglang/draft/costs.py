@@ -21,6 +21,7 @@ _GUESSED_STEP_COST = 0.05
 _LEAST = 0.2
 """A round takes at least this share of the nearest one that was measured."""
 _RECENT, _NOISE_WEIGHT = 7, 0.05
+_NEWEST = 16
 _SURPRISE = 2.0
 """One round alone counts for at most so many times what was expected of it."""
 
@@ -36,6 +37,26 @@ def most_gain(steps: int, draft_over_plain: float) -> float:
         What a draft step takes, in plain decode steps.
     """
     return (steps + 1) / (steps * draft_over_plain + 1)
+
+
+class Undisturbed:
+    """What something takes while nothing else keeps the machine busy.
+
+    Where requests come together, the first drafts begin while the next videos are still decoded:
+    then the clock shows more than what a draft costs the others.
+    """
+
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=_NEWEST)
+
+    def note(self, seconds: float) -> None:
+        """It took so long."""
+        self._newest.append(seconds)
+
+    @property
+    def seconds(self) -> float | None:
+        """The lower quartile of the newest ones; None before the first."""
+        return sorted(self._newest)[len(self._newest) // 4] if self._newest else None
 
 
 class Estimate(NamedTuple):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specvlm_sglang.draft.acceptance import OPENING_ROUNDS, Acceptance
-from specvlm_sglang.draft.costs import RoundCosts, size_class
+from specvlm_sglang.draft.costs import RoundCosts, Undisturbed, size_class
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,7 @@ LEAST_LOSS, NOISES = 0.05, 2.0
 """A trial has lost when it is behind by so much, or by so many times the noise of its mean."""
 REFUSALS = 16
 """A draft begins for one of so many requests that it would not pay for, to measure it anew."""
-_START_WEIGHT, _MEMORY = 0.2, 0.99
-
-
-def _mean(known: float | None, new: float) -> float:
-    return new if known is None else known + _START_WEIGHT * (new - known)
+_MEMORY = 0.99
 
 
 def _rounded(value: float | None) -> float | None:
@@ -86,10 +82,7 @@ class CostModelPolicy:
         self.hopeless: str | None = None
         """Why the newest round that was bounded so was plain."""
         self._rests = False
-        self.start_seconds: float | None = None
-        """What the beginning of one request's draft takes."""
-        self.score_seconds = 0.0
-        """What its prefill takes longer for the scores."""
+        self._start, self._score = Undisturbed(), Undisturbed()
         self._refused = 0
         self._plainly = self._taken = 0.0
         self._trial = 0
@@ -181,11 +174,11 @@ class CostModelPolicy:
 
     def started(self, seconds: float, drafts: int) -> None:
         """Drafts of so many requests began, and the host was busy with it for ``seconds``."""
-        self.start_seconds = _mean(self.start_seconds, self._agreed(seconds) / drafts)
+        self._start.note(self._agreed(seconds) / drafts)
 
     def scored(self, seconds: float, prompts: int) -> None:
         """A prefill scored rows of so many prompts, and took ``seconds`` for it."""
-        self.score_seconds = _mean(self.score_seconds or None, self._agreed(seconds) / prompts)
+        self._score.note(self._agreed(seconds) / prompts)
 
     def pays(self, lengths: Sequence[int], batch_size: int, *, scores: bool) -> bool:
         """Whether a draft saves a request more time than its beginning takes from all of a batch.
@@ -199,7 +192,8 @@ class CostModelPolicy:
         scores
             Whether the prompt would be scored for it.
         """
-        if self.start_seconds is None:
+        takes = self._start.seconds
+        if takes is None:
             return True
         size = size_class(batch_size)
         plain = self.costs.estimate(size, 0).seconds
@@ -209,7 +203,7 @@ class CostModelPolicy:
             rounds = sum(self.acceptance.rounds_of(steps, lengths)) / len(lengths)
             # Others may have drafts: without one of its own it takes part in their rounds.
             saved = max(saved, tokens * min(plain, seconds) - rounds * seconds)
-        takes = self.start_seconds + (self.score_seconds if scores else 0.0)
+        takes += (self._score.seconds or 0.0) if scores else 0.0
         return saved > takes * batch_size
 
     def refused(self) -> bool:
@@ -243,8 +237,8 @@ class CostModelPolicy:
             "round_seconds": {str(s): round(t, 6) for s, t in measured.items()},
             "expected_gain": _rounded(self.expected_gain),
             "measured_gain": _rounded(self.measured_gain),
-            "start_seconds": self.start_seconds,
-            "score_seconds": self.score_seconds,
+            "start_seconds": self._start.seconds,
+            "score_seconds": self._score.seconds,
         }
 
     # How it decides.

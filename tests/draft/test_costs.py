@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from specvlm_sglang.draft.costs import AGEING, MOST_PATIENCE, RoundCosts, most_gain, size_class
+from specvlm_sglang.draft.costs import (
+    AGEING,
+    MOST_PATIENCE,
+    RoundCosts,
+    Undisturbed,
+    most_gain,
+    size_class,
+)
 
 
 def known(**measured: float) -> RoundCosts:
@@ -129,3 +136,15 @@ def test_noise_is_the_mean_distance_from_what_was_expected() -> None:
 )
 def test_sizes_that_cost_alike_are_one_class(size: int, expected: int) -> None:
     assert size_class(size) == expected
+
+
+def test_what_a_busy_machine_adds_does_not_count() -> None:
+    takes = Undisturbed()
+    assert takes.seconds is None
+    for seconds in (9.0, 1.1, 8.0, 1.0, 7.0, 6.0, 1.2, 5.0):
+        takes.note(seconds)
+    assert takes.seconds == 1.2
+    # What lasts is no disturbance.
+    for _ in range(13):
+        takes.note(5.0)
+    assert takes.seconds == 5.0
