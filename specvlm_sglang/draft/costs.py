@@ -21,6 +21,9 @@ _GUESSED_STEP_COST = 0.05
 _LEAST = 0.2
 """A round takes at least this share of the nearest one that was measured."""
 _RECENT, _NOISE_WEIGHT = 7, 0.05
+_STEADY, _RENEWED, _NOISES = _RECENT + 1, 3, 2.0
+"""Rounds of the same steps after which what changes is believed to change for any steps, and rounds
+of others that can refute it, by so many times the noise of their mean."""
 _NEWEST = 16
 _SURPRISE = 2.0
 """One round alone counts for at most so many times what was expected of it."""
@@ -80,12 +83,49 @@ class _Cell:
         The size's `_Size.rounds` at the newest.
     patience
         How many times slower it ages.
+    drift
+        By how much other steps became slower since, which is believed of these too.
+    believed
+        Seconds that counted before it was timed again.
     """
 
     recent: deque[float]
     samples: int
     at: int
     patience: int = 1
+    drift: float = 1.0
+    believed: float = 0.0
+
+    def renew(self) -> None:
+        """What is timed next is new, and what is believed counts as a few rounds."""
+        self.believed = self.seconds
+        self.recent = deque([self.believed] * _RENEWED, maxlen=_RECENT)
+        self.samples = 0
+
+    def settle(self, noise: float) -> float:
+        """How far other steps' drift goes too, now that these were timed again: all of it or less.
+
+        Parameters
+        ----------
+        noise
+            Of one round's time, as a share of it.
+
+        Returns
+        -------
+        float
+            What is taken back: a factor between 1 and one over the drift.
+        """
+        newest = list(self.recent)[-_RENEWED:]
+        back, self.drift = 1 / self.drift, 1.0
+        found = statistics.median(newest) / self.believed
+        if abs(found - 1) < _NOISES * noise / _RENEWED**0.5:
+            return 1.0
+        return min(max(found, min(1.0, back)), max(1.0, back))
+
+    def scale(self, change: float) -> None:
+        """Believe that its rounds take so many times what they did."""
+        self.recent = deque((change * one for one in self.recent), maxlen=_RECENT)
+        self.drift *= change
 
     @property
     def seconds(self) -> float:
@@ -131,19 +171,23 @@ class RoundCosts:
             first = min(seconds, _SURPRISE * expected)
             here.cells[steps] = _Cell(deque([first], maxlen=_RECENT), 1, here.rounds)
             return
+        if cell.drift != 1 and cell.at != here.rounds - 1:
+            cell.renew()
         cell.samples += 1
         self._timed += 1
         differs = abs(min(seconds / expected, _SURPRISE) - 1)
         self.noise += max(_NOISE_WEIGHT, 1 / self._timed) * (differs - self.noise)
         cell.recent.append(seconds)
-        steady, cell.at = cell.at == here.rounds - 1 and cell.samples > 4, here.rounds
-        if not steady:
-            return
-        # What goes on for long and becomes slower, with its context, would do so with any steps.
-        change = cell.seconds / expected
+        steady, cell.at = cell.at == here.rounds - 1 and cell.samples > _STEADY, here.rounds
+        change = 1.0
+        if steady:
+            # What goes on for long and becomes slower, with its context, would do so with any steps.
+            change = cell.seconds / expected
+        elif cell.samples == _RENEWED and cell.drift != 1:
+            change = cell.settle(self.noise)
         for other in here.cells.values():
-            if other is not cell:
-                other.recent = deque((change * one for one in other.recent), maxlen=_RECENT)
+            if other is not cell and change != 1:
+                other.scale(change)
 
     def passed(self, size: int) -> None:
         """A round went by that could not be timed."""

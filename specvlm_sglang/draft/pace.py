@@ -35,6 +35,8 @@ TRIAL_ROUNDS, LEAST_TRIAL = 6, 2
 """Of a trial at most, and at least."""
 LEAST_LOSS, NOISES = 0.05, 2.0
 """A trial has lost when it is behind by so much, or by so many times the noise of its mean."""
+MOST_HOPE = 0.5
+"""Rounds with drafts may take less than is known by so much, where one is begun for them."""
 REFUSALS = 16
 """A draft begins for one of so many requests that it would not pay for, to measure it anew."""
 _MEMORY = 0.99
@@ -199,12 +201,21 @@ class CostModelPolicy:
         plain = self.costs.estimate(size, 0).seconds
         saved, tokens = 0.0, sum(lengths) / len(lengths)
         for steps in self._candidates:
-            seconds = self.costs.estimate(size, steps).seconds
+            seconds = self._at_best(size, steps)
             rounds = sum(self.acceptance.rounds_of(steps, lengths)) / len(lengths)
             # Others may have drafts: without one of its own it takes part in their rounds.
             saved = max(saved, tokens * min(plain, seconds) - rounds * seconds)
         takes += (self._score.seconds or 0.0) if scores else 0.0
         return saved > takes * batch_size
+
+    def _at_best(self, size: int, steps: int) -> float:
+        """Seconds of a round where what is known is believed as far as it is known.
+
+        Where no request has a draft nothing but plain rounds is measured: without doubt a wrong
+        figure would refuse every draft for ever.
+        """
+        known = self.costs.estimate(size, steps)
+        return known.seconds / (1 + min(known.doubt, MOST_HOPE)) if steps else known.seconds
 
     def refused(self) -> bool:
         """A draft would not pay; whether it begins all the same, to be measured."""

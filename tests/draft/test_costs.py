@@ -122,6 +122,29 @@ def test_what_slows_down_steadily_does_so_with_any_steps() -> None:
     assert costs.estimate(1, 0).seconds == pytest.approx(2.0, rel=0.01)
 
 
+def test_other_steps_that_did_not_slow_down_take_it_back() -> None:
+    costs = known(s1_0=1.0, s1_1=1.5)
+    for seconds in [2.0] * 9 + [2.5] * 12:
+        costs.note(1, 5, seconds)
+    assert costs.estimate(1, 1).seconds == pytest.approx(1.5 * 1.25)
+    # The machine was busy for a while: plain decoding takes what it always did.
+    for _ in range(6):
+        costs.note(1, 0, 1.0)
+    assert costs.estimate(1, 0).seconds == pytest.approx(1.0)
+    assert costs.estimate(1, 1).seconds == pytest.approx(1.5)
+    assert costs.estimate(1, 5).seconds == pytest.approx(2.0)
+
+
+def test_other_steps_that_became_faster_take_back_no_more_than_was_believed() -> None:
+    costs = known(s1_0=1.0, s1_1=1.5)
+    for seconds in [2.0] * 9 + [2.5] * 12:
+        costs.note(1, 5, seconds)
+    for _ in range(6):
+        costs.note(1, 0, 0.5)
+    assert costs.estimate(1, 0).seconds == pytest.approx(0.5)
+    assert costs.estimate(1, 1).seconds == pytest.approx(1.5)
+
+
 def test_noise_is_the_mean_distance_from_what_was_expected() -> None:
     costs = known(s1_5=1.0)
     assert costs.noise == 0

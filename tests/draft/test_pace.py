@@ -180,11 +180,11 @@ def test_drafts_that_cannot_gain_whatever_is_accepted_are_not_made_and_it_says_w
 
 
 def started(start_seconds: float) -> CostModelPolicy:
-    """A policy that knows rounds of 0 and 5 steps, 1.0 and 1.5 s, and 3 tokens of the latter."""
+    """A policy that knows rounds of 1.0 s and 0.1 s for each step, and 3 tokens of 3 or 5."""
     rule = CostModelPolicy(CANDIDATES, lambda: 0.0)
     for size in (1, 4):
-        rule.costs.note(size, 0, 1.0)
-        rule.costs.note(size, 5, 1.5)
+        for steps in CANDIDATES:
+            rule.costs.note(size, steps, 1 + 0.1 * steps)
     for _ in range(100):
         rule.acceptance.later.learn(5, [2] * 8)
     rule.started(start_seconds, 1)
@@ -192,8 +192,7 @@ def started(start_seconds: float) -> CostModelPolicy:
 
 
 def test_a_draft_begins_where_it_saves_more_than_all_of_the_batch_waits() -> None:
-    # 3 steps take 1.3 s by interpolation and give 3 tokens: 8 need 3 rounds. For 2 one of 1 step
-    # is enough, 1.1 s.
+    # 3 steps take 1.3 s and give 3 tokens: 8 need 3 rounds. For 2 one of 1 step is enough, 1.1 s.
     def pays(start: float, *lengths: int, batch: int = 1, scores: bool = False) -> bool:
         return started(start).pays(lengths, batch, scores=scores)
 
@@ -222,6 +221,16 @@ def test_scores_count_where_they_are_yet_to_be_computed() -> None:
     assert not rule.pays([8], 1, scores=True)
     rule.scored(0.0, 1)
     assert rule.pays([8], 1, scores=True)
+
+
+def test_a_figure_that_is_old_refuses_no_draft_for_ever() -> None:
+    rule = started(4.2)
+    assert not rule.pays([8], 1, scores=False)
+    for _ in range(100):
+        rule.costs.note(1, 0, 1.0)
+    # 3 rounds of 3 steps may take 1.3 / 1.4 s by now.
+    assert rule.pays([8], 1, scores=False)
+    assert not started(8.5).pays([8], 1, scores=False)
 
 
 def test_one_of_many_drafts_begins_all_the_same() -> None:
