@@ -181,7 +181,7 @@ class RoundCosts:
         steady, cell.at = cell.at == here.rounds - 1 and cell.samples > _STEADY, here.rounds
         change = 1.0
         if steady:
-            # What goes on for long and becomes slower, with its context, would do so with any steps.
+            # What goes on and becomes slower, with its context, would do so with any steps.
             change = cell.seconds / expected
         elif cell.samples == _RENEWED and cell.drift != 1:
             change = cell.settle(self.noise)
