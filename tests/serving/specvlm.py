@@ -33,8 +33,8 @@ OWN_POLICY = "frame-peaks"
 """Every server here knows the example's policy beside the project's own."""
 
 
-def launch(draft: Path, *more: str) -> tuple[str, ...]:
-    """Launch arguments of a SPECVLM server with this draft."""
+def launch(draft: Path | None, *more: str) -> tuple[str, ...]:
+    """Launch arguments of a SPECVLM server with this draft; None: the target drafts for itself."""
     return (
         *FLOAT32,
         *specvlm_arguments(draft, policy_file=POLICY_FILE),

@@ -14,7 +14,7 @@ import pytest
 from specvlm_sglang.tools import client
 from tests.serving import specvlm
 from tests.serving.specvlm import CHAIN, TREE, Case, ask, ask_all, launch, meta, report, state
-from tests.support import probe
+from tests.support import checkpoints, probe
 from tests.support.faults import FAULTS, rid_of
 from tests.support.server import Server
 
@@ -23,16 +23,23 @@ pytestmark = [pytest.mark.serving, pytest.mark.slow]
 RETENTION = 0.3
 
 
-@pytest.fixture(scope="module", params=[CHAIN, TREE], ids=["chain", "tree"])
+TWO_RANKS = (*CHAIN, "--tp-size", "2")
+"""Each of them meets every fault."""
+
+
+@pytest.fixture(scope="module", params=[CHAIN, TREE, TWO_RANKS], ids=["chain", "tree", "two ranks"])
 def server(
     request: Any,
     serve: Any,
     vl_target: Path,
     vl_draft: Path,
+    checkpoint_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Server:
     environment = probe.install(tmp_path_factory.mktemp("faults"))
-    arguments = launch(vl_draft, *request.param, "--chunked-prefill-size", "16")
+    ranks = request.param == TWO_RANKS
+    draft = checkpoints.draft_of_two_heads(checkpoint_dir) if ranks else vl_draft
+    arguments = launch(draft, *request.param, "--chunked-prefill-size", "16")
     started: Server = serve(vl_target, *arguments, **environment)
     return started
 

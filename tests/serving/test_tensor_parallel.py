@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ pytestmark = pytest.mark.serving
 
 @pytest.fixture
 def draft(checkpoint_dir: Path) -> Path:
-    """Each rank takes one head of its vision tower; `vl_draft` has only one."""
-    vision = dataclasses.replace(checkpoints.DRAFT_VISION, heads=2)
-    return checkpoints.qwen2_5_vl(checkpoint_dir / "vl-draft-tp", checkpoints.DRAFT, vision, seed=1)
+    """`vl_draft` has only one head."""
+    return checkpoints.draft_of_two_heads(checkpoint_dir)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ read them as they read published checkpoints.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,12 @@ def qwen2_text(
     _write(directory, model, tokenizer, seed=seed, family=family, dtype=dtype, mixing=mixing)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def draft_of_two_heads(directory: Path) -> Path:
+    """Write a draft of which each of two ranks takes one head of the vision tower."""
+    vision = replace(DRAFT_VISION, heads=2)
+    return qwen2_5_vl(directory / "vl-draft-tp", DRAFT, vision, seed=1)
 
 
 def cut(checkpoint: Path, directory: Path, missing: int = 100) -> Path:

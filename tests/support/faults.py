@@ -131,9 +131,9 @@ def faulty(worker_class: type) -> type:
             _spoil_draft(self._draft_worker, armed)
             _spoil_metrics(self.observer, armed)
 
-        def _arm_scores(self, batch: Any) -> None:
+        def _arm_scores(self, batch: Any) -> Any:
             with self._armed.at_hand([req.rid for req in batch.reqs]):
-                super()._arm_scores(batch)
+                return super()._arm_scores(batch)
 
         def _forward_prefill_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
             with self._armed.at_hand([req.rid for req in batch.reqs]):
