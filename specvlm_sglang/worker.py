@@ -291,7 +291,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
         scores = state.needs_scores and not state.scores.rows
         if pace.pays(lengths, together, scores=scores):
             return None
-        state.begins_anyway = pace.refused()
+        state.begins_anyway = pace.refused(together)
         return None if state.begins_anyway else would_not_pay(lengths, left)
 
     def _drafted_rounds(self, batch: Any, due: Sequence[Complete]) -> list[int | None]:

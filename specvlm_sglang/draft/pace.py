@@ -35,8 +35,6 @@ TRIAL_ROUNDS, LEAST_TRIAL = 6, 2
 """Of a trial at most, and at least."""
 LEAST_LOSS, NOISES = 0.05, 2.0
 """A trial has lost when it is behind by so much, or by so many times the noise of its mean."""
-MOST_HOPE = 0.5
-"""Rounds with drafts may take less than is known by so much, where one is begun for them."""
 REFUSALS = 16
 """A draft begins for one of so many requests that it would not pay for, to measure it anew."""
 _MEMORY = 0.99
@@ -201,26 +199,24 @@ class CostModelPolicy:
         plain = self.costs.estimate(size, 0).seconds
         saved, tokens = 0.0, sum(lengths) / len(lengths)
         for steps in self._candidates:
-            seconds = self._at_best(size, steps)
+            seconds = self.costs.estimate(size, steps).seconds
             rounds = sum(self.acceptance.rounds_of(steps, lengths)) / len(lengths)
             # Others may have drafts: without one of its own it takes part in their rounds.
             saved = max(saved, tokens * min(plain, seconds) - rounds * seconds)
         takes += (self._score.seconds or 0.0) if scores else 0.0
         return saved > takes * batch_size
 
-    def _at_best(self, size: int, steps: int) -> float:
-        """Seconds of a round where what is known is believed as far as it is known.
+    def refused(self, batch_size: int) -> bool:
+        """A draft would not pay; whether it begins all the same, to be measured.
 
-        Where no request has a draft nothing but plain rounds is measured: without doubt a wrong
-        figure would refuse every draft for ever.
+        As many in a row do as a batch has requests: where one of many has a draft, rounds with
+        drafts are not worth trying, and a wrong figure would refuse drafts for ever.
         """
-        known = self.costs.estimate(size, steps)
-        return known.seconds / (1 + min(known.doubt, MOST_HOPE)) if steps else known.seconds
-
-    def refused(self) -> bool:
-        """A draft would not pay; whether it begins all the same, to be measured."""
-        self._refused = (self._refused + 1) % REFUSALS
-        return not self._refused
+        self._refused += 1
+        if self._refused <= (REFUSALS - 1) * batch_size:
+            return False
+        self._refused %= REFUSALS * batch_size
+        return True
 
     @property
     def expected_gain(self) -> float | None:

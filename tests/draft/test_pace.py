@@ -223,21 +223,17 @@ def test_scores_count_where_they_are_yet_to_be_computed() -> None:
     assert rule.pays([8], 1, scores=True)
 
 
-def test_a_figure_that_is_old_refuses_no_draft_for_ever() -> None:
-    rule = started(4.2)
-    assert not rule.pays([8], 1, scores=False)
-    for _ in range(100):
-        rule.costs.note(1, 0, 1.0)
-    # 3 rounds of 3 steps may take 1.3 / 1.4 s by now.
-    assert rule.pays([8], 1, scores=False)
-    assert not started(8.5).pays([8], 1, scores=False)
-
-
-def test_one_of_many_drafts_begins_all_the_same() -> None:
+@pytest.mark.parametrize("batch", [1, 4])
+def test_so_many_drafts_in_a_row_begin_all_the_same(batch: int) -> None:
     rule = started(100.0)
-    found = [rule.refused() for _ in range(2 * REFUSALS)]
-    assert found.count(True) == 2
-    assert found[REFUSALS - 1]
+    found = [rule.refused(batch) for _ in range(3 * REFUSALS * batch)]
+    assert found == 3 * ([False] * (REFUSALS - 1) * batch + [True] * batch)
+
+
+def test_a_batch_that_becomes_smaller_begins_its_drafts_at_once() -> None:
+    rule = started(100.0)
+    assert not any(rule.refused(8) for _ in range(100))
+    assert rule.refused(2)
 
 
 def test_requests_without_a_draft_count_as_such() -> None:
