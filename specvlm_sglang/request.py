@@ -211,6 +211,12 @@ def tokens_to_come(req: Any, filled: int) -> int | None:
     return None if limit is None else max(0, limit - (filled - len(req.origin_input_ids) + 1))
 
 
+def tokens_left(req: Any) -> int | None:
+    """How many tokens an answer may get beyond those that the host knows of; None: no limit."""
+    limit: int | None = req.sampling_params.max_new_tokens
+    return None if limit is None else max(0, limit - len(req.output_ids))
+
+
 def would_not_pay(lengths: Sequence[int], left: int | None) -> str:
     """What `cold` says of an answer that may get so many tokens, ``left`` at most."""
     likely = round(sum(lengths) / len(lengths))

@@ -38,6 +38,7 @@ from specvlm_sglang.request import (
     Complete,
     Requests,
     RequestState,
+    tokens_left,
     tokens_to_come,
     would_not_pay,
 )
@@ -239,7 +240,7 @@ class SpecVLMWorker(StandaloneWorkerV2):
             due = self._worth_starting(self.pace, due, len(batch.reqs))
             self.demand.round(batch.reqs)
             drafted = self._drafted_rounds(batch, due)
-            self.pace.expect(drafted)
+            self.pace.expect(drafted, [tokens_left(req) for req in batch.reqs])
             if not due and drafted.count(None) < len(drafted):
                 self.pace.bound(self._draft_worker.most_gain(batch))
             assert self.adaptive_controller is not None

@@ -77,6 +77,7 @@ class CostModelPolicy:
         self.costs = RoundCosts()
         self._launched: deque[tuple[int, int, Sequence[int | None] | None]] = deque()
         self._drafted: Sequence[int | None] | None = None
+        self._left: Sequence[int | None] = ()
         self._last: float | None = None
         self._skip = 1
         self.hopeless: str | None = None
@@ -112,6 +113,8 @@ class CostModelPolicy:
             self._end_trial()
             self._size = size
             self._skip = max(self._skip, self._lag)
+        if not self._trial:
+            # Another composition of the batch may want other steps.
             self._choose()
         rests = self._rests or not self._share
         steps = 0 if rests and 0 in self._candidates else self.steps
@@ -167,9 +170,17 @@ class CostModelPolicy:
         # Under overlap scheduling a round is queued behind the interruption, and one before it.
         self._skip = 1 + self._lag
 
-    def expect(self, drafted: Sequence[int | None]) -> None:
-        """Requests of the next round: in how many each one's draft took part; None without one."""
-        self._drafted = drafted
+    def expect(self, drafted: Sequence[int | None], left: Sequence[int | None] = ()) -> None:
+        """Requests of the next round.
+
+        Parameters
+        ----------
+        drafted
+            In how many rounds each one's draft took part; None without one.
+        left
+            Tokens that each one's limit leaves it, None without a limit; empty: no limits.
+        """
+        self._drafted, self._left = drafted, left
         self._rests = False
 
     def started(self, seconds: float, drafts: int) -> None:
@@ -252,9 +263,20 @@ class CostModelPolicy:
 
     def rate(self, steps: int) -> float:
         """Tokens per second of each request in rounds of ``steps``, at the present size."""
-        # Where nobody has a draft there is nothing to choose: what was chosen stays.
-        tokens = 1 + (self._share or 1.0) * (self.acceptance.later.tokens(steps) - 1)
-        return tokens / self.costs.estimate(self._size, steps).seconds
+        return self._tokens(steps) / self.costs.estimate(self._size, steps).seconds
+
+    def _tokens(self, steps: int) -> float:
+        """Expected tokens of a request in the next round, no more than its limit leaves it."""
+        later = self.acceptance.later
+        if not self._drafted or not self._share:
+            # Nobody has a draft, and there is nothing to choose: what was chosen stays.
+            return later.tokens(steps)
+        left = self._left or [None] * len(self._drafted)
+        useful = [
+            0 if rounds is None else steps if most is None else max(0, min(steps, most - 1))
+            for rounds, most in zip(self._drafted, left, strict=True)
+        ]
+        return sum(later.tokens(one) for one in useful) / len(useful)
 
     @property
     def _share(self) -> float:

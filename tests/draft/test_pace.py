@@ -249,6 +249,20 @@ def test_requests_without_a_draft_count_as_such() -> None:
     assert rule.acceptance.later.tokens(5) == pytest.approx(3.0)
 
 
+def test_tokens_beyond_a_limit_count_for_nothing() -> None:
+    rule = started(1.0)
+    rule.expect([4, 4], [None, 2])
+    assert rule.rate(5) == pytest.approx((3 + 2) / 2 / 1.5)
+    assert rule.rate(1) == pytest.approx(2 / 1.1)
+    # Each round has the steps that its requests can make use of.
+    rule.expect([4, None, None, None], [2, 9, 9, 9])
+    assert rule.get_steps_for_batch(4) == 1
+    rule.expect([4, 4, 4, 4], [3, 9, 9, 9])
+    assert rule.get_steps_for_batch(4) == 3
+    rule.expect([4, 4, 4, 4], [1, 1, 1, 1])
+    assert rule.get_steps_for_batch(4) == 0
+
+
 def test_results_that_nobody_launched_are_ignored() -> None:
     rule = CostModelPolicy(CANDIDATES, lambda: 0.0)
     assert rule.on_verify_complete([3], 1) is None
