@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--at-once", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     add("--tokens", type=int, nargs="+", default=[4, 16, 64, 256])
     add("--steps", type=int, nargs="+", default=[1, 3, 5], help="fixed numbers of steps")
-    add("--rounds", type=int, default=2, help="measured rounds of every load")
+    add("--rounds", type=int, default=2, help="measured rounds of a load; short answers have more")
     add("--repeats", type=int, default=2, help="how often each load comes in the mixed trace")
     return parser
 

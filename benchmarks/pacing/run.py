@@ -28,6 +28,8 @@ PLAIN, ADAPTIVE = "plain", "adaptive"
 FIRST_SEED = 7_000_000_000
 CLIPS, SIDE, SECONDS = 8, 112, 8
 KV_TOKENS = 65_536
+SHORT = 16
+"""Answers of fewer tokens are asked for in more rounds: most of their time is the video's."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,11 @@ def measure(
 ) -> Iterator[tuple[Load, int, str, Answers, object]]:
     """Every load on every server in turn, each after one that is not measured.
 
+    Parameters
+    ----------
+    rounds
+        Of each load; short answers have more.
+
     Yields
     ------
     tuple
@@ -172,7 +179,7 @@ def measure(
     for load in loads:
         clients.turn = 0
         _in_turn(clients, urls, load, 0)
-        for index in range(rounds):
+        for index in range(rounds * max(1, SHORT // load.tokens)):
             clients.turn = index
             for name, answers in _in_turn(clients, urls, load, index).items():
                 pace = specvlm_state(urls[name])["pace"] if name == ADAPTIVE else None
