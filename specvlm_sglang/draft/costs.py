@@ -25,6 +25,7 @@ _STEADY, _RENEWED, _NOISES = _RECENT + 1, 3, 2.0
 """Rounds of the same steps after which what changes is believed to change for any steps, and rounds
 of others that can refute it, by so many times the noise of their mean."""
 _NEWEST = 16
+"""Of which `Undisturbed` takes the lower quartile."""
 _SURPRISE = 2.0
 """One round alone counts for at most so many times what was expected of it."""
 
@@ -96,10 +97,10 @@ class _Cell:
     drift: float = 1.0
     believed: float = 0.0
 
-    def renew(self) -> None:
-        """What is timed next is new, and what is believed counts as a few rounds."""
+    def renew(self, rounds: int = 1) -> None:
+        """What is timed next is new, and what is believed counts as so many rounds of it."""
         self.believed = self.seconds
-        self.recent = deque([self.believed] * _RENEWED, maxlen=_RECENT)
+        self.recent = deque([self.believed] * rounds, maxlen=_RECENT)
         self.samples = 0
 
     def settle(self, noise: float) -> float:
@@ -172,7 +173,7 @@ class RoundCosts:
             here.cells[steps] = _Cell(deque([first], maxlen=_RECENT), 1, here.rounds)
             return
         if cell.drift != 1 and cell.at != here.rounds - 1:
-            cell.renew()
+            cell.renew(_RENEWED)
         cell.samples += 1
         self._timed += 1
         differs = abs(min(seconds / expected, _SURPRISE) - 1)
@@ -197,7 +198,7 @@ class RoundCosts:
         """The next rounds of these steps count as new."""
         cell = self._sizes.setdefault(size, _Size()).cells.get(steps)
         if cell is not None:
-            cell.samples = 0
+            cell.renew()
 
     def end_trial(self, size: int, steps: int, *, lost: bool) -> None:
         """What keeps losing ages slowly."""

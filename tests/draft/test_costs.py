@@ -112,6 +112,18 @@ def test_sizes_of_nothing_in_common_say_nothing() -> None:
     assert costs.estimate(8, 0).seconds == pytest.approx(2.0 / 1.25)
 
 
+def test_two_rounds_of_a_trial_outweigh_all_that_was_known() -> None:
+    costs = known(s1_0=1.0)
+    for _ in range(7):
+        costs.note(1, 5, 5.0)
+    costs.begin_trial(1, 5)
+    assert costs.samples(1, 5) == 0
+    assert costs.estimate(1, 5).seconds == 5.0
+    costs.note(1, 5, 1.2)
+    costs.note(1, 5, 1.2)
+    assert costs.estimate(1, 5).seconds == 1.2
+
+
 def test_what_slows_down_steadily_does_so_with_any_steps() -> None:
     costs = known(s1_0=1.0)
     for _ in range(6):
