@@ -5,16 +5,15 @@
 
 The shipped pair in float32. With ``--costs`` passes take simulated times (`injected`); without,
 what this machine needs. So many clients ask at once, each one request after another: of short
-answers three, of long ones one. A gain is the median over rounds, each of clips of its own, of
-plain decoding's seconds over a server's, until the last answer is there; of the latency, of a
-median request.
+answers three, of long ones one. A gain is plain decoding's seconds over a server's, until the last answer is there: the
+geometric mean over rounds, each of clips of its own; of the latency, a median request's. The best of
+the others is known only afterwards, from the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 from collections.abc import Sequence
 from itertools import product
@@ -35,6 +34,7 @@ from benchmarks.pacing.run import (
 )
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.bench.environment import commit, cpu_name
+from specvlm_sglang.tools.bench.intervals import Interval
 
 
 def main() -> None:
@@ -106,8 +106,8 @@ def table(record: dict[str, Any]) -> str:
         steps = [str(row["pace"]["steps"]) for row in here if "pace" in row]
         lines.append(
             f"| {load[0]} | {load[1]} | "
-            + " | ".join(f"{gain:.2f}x" for gain in gains.values())
-            + f" | {to_best['seconds']:.2f} | {to_best['latency']:.2f} | {', '.join(steps)} |"
+            + " | ".join(f"{gain.ratio:.2f}x" for gain in gains.values())
+            + f" | {to_best['seconds']} | {to_best['latency']} | {', '.join(steps)} |"
         )
     mix = record["mixed_seconds"]
     if mix:
@@ -117,16 +117,27 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _to_best(rows: Sequence[dict[str, Any]], names: Sequence[str], what: str) -> float:
+def _to_best(rows: Sequence[dict[str, Any]], names: Sequence[str], what: str) -> Interval:
     """How the adaptive server compares with the one of the others that is best here."""
-    gains = {name: _gain(rows, name, PLAIN, what) for name in names if name != ADAPTIVE}
+    gains = {name: _gain(rows, name, PLAIN, what).ratio for name in names if name != ADAPTIVE}
     return _gain(rows, ADAPTIVE, max(gains, key=lambda name: gains[name]), what)
 
 
-def _gain(rows: Sequence[dict[str, Any]], name: str, other: str, what: str = "seconds") -> float:
-    """Median over rounds, each of clips of its own, of what ``other`` takes over what ``name``."""
+def _gain(
+    rows: Sequence[dict[str, Any]], name: str, other: str, what: str = "seconds"
+) -> Interval:
+    """What ``other`` takes over what ``name`` does, round by round.
+
+    Raises
+    ------
+    ValueError
+        No rounds.
+    """
     mine, its = ([row[what] for row in rows if row["server"] == who] for who in (name, other))
-    return statistics.median(b / a for a, b in zip(mine, its, strict=True))
+    found = Interval.of(b / a for a, b in zip(mine, its, strict=True))
+    if found is None:
+        raise ValueError(f"{name} and {other} have no rounds")
+    return found
 
 
 def _each(tokens: int) -> int:
