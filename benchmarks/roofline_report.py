@@ -62,6 +62,7 @@ def markdown(record: dict[str, Any], hardware: Sequence[str]) -> str:
     heads += ["unpruned decode", "pruned decode", "unpruned end to end", "pruned end to end"]
     heads += ["scoring, ms", "draft KV saved, MB"]
     lines += _table(heads, [_predicted_cells(row) for row in record["predictions"]])
+    lines += _own(record)
     lines += [
         "",
         "## A target that drafts for itself",
@@ -77,6 +78,35 @@ def markdown(record: dict[str, Any], hardware: Sequence[str]) -> str:
     heads += ["decode, all accepted"]
     lines += _table(heads, [_alone_cells(row) for row in record["self_predictions"]])
     return "\n".join(lines) + "\n"
+
+
+def _own(record: dict[str, Any]) -> list[str]:
+    """The predictions for our rounds, and how to refute them."""
+    (low_kernel, low_launch), (high_kernel, high_launch) = (
+        (kernel * 1e6, launch * 1e6) for kernel, launch in record["overheads"].values()
+    )
+    least, _ = record["accepted"]
+    lines = [
+        "",
+        "## Predicted for our rounds",
+        "",
+        "The same with what a round takes besides: every kernel of a pass "
+        f"{low_kernel:g} to {high_kernel:g} µs",
+        f"beyond its bytes, and {record['round_launches']} launches around the passes "
+        f"{low_launch:g} to {high_launch:g} µs each, which are counted in",
+        "a run without a GPU; plain decoding is given none of the latter. These times are",
+        f"assumptions. From the high ones and {least:.0%} of the published accept length to the",
+        "low ones and all of it. **No GPU has run this.** To refute it:",
+        "",
+        "```bash",
+        "specvlm bench --target TARGET --draft DRAFT --dataset videodetailcaption --data FOLDER \\",
+        "    --configurations plain specvlm-0.1 --steps 5 --out DIR",
+        "```",
+        "",
+    ]
+    heads = ["pair", "on", "batch", "accept length", "round, ms", "decode, no overhead"]
+    heads += ["decode, predicted", "end to end, predicted"]
+    return lines + _table(heads, [_own_cells(row) for row in record["own_predictions"]])
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -154,6 +184,20 @@ def _predicted_cells(row: dict[str, Any]) -> list[str]:
         *(f"{path['end_to_end_speedup']:.2f}x" for path in paths[1:]),
         f"{row['scoring_seconds'] * 1e3:.2f}",
         f"{row['draft_kv_bytes_saved'] / 1e6:,.0f}",
+    ]
+
+
+def _own_cells(row: dict[str, Any]) -> list[str]:
+    low, high = row["low"], row["high"]
+    return [
+        _pair(row),
+        row["hardware"],
+        str(row["batch"]),
+        f"{row['accept_length']:.2f}",
+        f"{high['round_ms']:.1f} to {low['round_ms']:.1f}",
+        f"{row['no_overhead']['decode']:.2f}x",
+        f"{low['decode']:.2f}x to {high['decode']:.2f}x",
+        f"{low['end_to_end']:.2f}x to {high['end_to_end']:.2f}x",
     ]
 
 

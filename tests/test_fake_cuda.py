@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.roofline import ROUND_LAUNCHES
 from specvlm_sglang.pruning.registry import find_policy, shipped_policies
 from tests.support import checkpoints, families
 from tests.support.fake_cuda_models import SAMPLING, Case
@@ -196,6 +197,11 @@ def test_a_round_launches_little_of_ours(found: Any, name: str) -> None:
     for step in ("abort", "retraction", "flush"):
         ours = steps[f"round after {'a' if step != 'abort' else 'an'} {step}"]["ours"]
         assert len(ours) <= ceiling, (step, len(ours), ours)
+
+
+def test_the_roofline_counts_the_launches_of_a_steady_round(found: Any) -> None:
+    _, steps = found(next(iter(QUICK)))
+    assert steps["round greedy"]["launches"] == ROUND_LAUNCHES
 
 
 @every_case

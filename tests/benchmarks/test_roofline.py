@@ -11,6 +11,7 @@ from benchmarks.roofline import (
     compare,
     computed_speedup,
     main,
+    own_prediction,
     prediction,
     record,
 )
@@ -113,3 +114,28 @@ def test_an_accept_length_that_no_round_can_give_is_marked():
     assert len(marked) == 1
     assert "(more than 6)" in marked[0]
     assert "qwen2.5-vl 7b / 7b" in marked[0]
+
+
+def test_what_is_predicted_for_our_rounds_lies_below_the_roofline_and_is_labelled():
+    found = record([1, 8])
+    assert len(found["own_predictions"]) == 3 * 2
+    for row in found["own_predictions"]:
+        low, high, bound = (row[name]["decode"] for name in ("low", "high", "no_overhead"))
+        assert low < high < bound
+        assert row["low"]["round_ms"] > row["high"]["round_ms"] > row["no_overhead"]["round_ms"]
+    # The smaller the models, the more of a round is overhead.
+    big, small = (found["own_predictions"][at] for at in (0, 4))
+    assert (big["target"], small["target"]) == ("llava-onevision-72b", "llava-onevision-7b")
+
+    def reached(row):
+        return row["low"]["decode"] / row["no_overhead"]["decode"]
+
+    assert reached(small) < reached(big)
+    text = markdown(found, SHOWN)
+    assert "**No GPU has run this.**" in text
+    assert f"{found['round_launches']} launches" in text
+
+
+def test_our_rounds_are_predicted_from_a_published_accept_length_alone():
+    with pytest.raises(ValueError, match="no accept length is published"):
+        own_prediction(PUBLISHED[0], "H100", 1)

@@ -2,7 +2,8 @@
 
 Every forward pass is reduced to the bytes it must move and the floating-point operations it must
 do; its time is the larger of the two at the hardware's peak rates. Activations, norms, softmax and
-host work are left out, so times are lower bounds and only their ratios deserve trust.
+host work are left out, so times are lower bounds and only their ratios deserve trust. A `Hardware`
+may say what each kernel, and each launch outside a CUDA graph, adds.
 
 Everywhere `accept_length` is the number of tokens emitted per verify round, bonus token INCLUDED.
 """
@@ -16,6 +17,10 @@ from specvlm_sglang.pruning.budgets import video_token_budget
 from specvlm_sglang.tools.sizing.dimensions import ModelDimensions
 
 FLOAT32_BYTES = 4
+LAYER_KERNELS = 11
+"""Kernels of a dense decoder layer, as SGLang's Qwen2 has them on FlashAttention: two norms, four
+matrix products, rotary embedding, the write into the KV cache, attention and its combination,
+activation. Read, not counted on a device."""
 
 
 def _at_least(name: str, value: float, lowest: float) -> None:
@@ -25,13 +30,22 @@ def _at_least(name: str, value: float, lowest: float) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes moved between memory and chip, and floating-point operations (a multiply-add is 2)."""
+    """Bytes moved between memory and chip, and floating-point operations (a multiply-add is 2).
+
+    Attributes
+    ----------
+    kernels
+        That do it, one after the other, where that is known.
+    """
 
     bytes: float
     flops: float
+    kernels: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.bytes + other.bytes, self.flops + other.flops)
+        return Work(
+            self.bytes + other.bytes, self.flops + other.flops, self.kernels + other.kernels
+        )
 
 
 @dataclass(frozen=True)
@@ -44,13 +58,21 @@ class Hardware:
         Memory bandwidth.
     flops_per_second
         Dense matrix rate in the dtype that is served.
+    kernel_seconds
+        What a kernel takes besides its bytes and operations: until it runs, and until it is full.
+    launch_seconds
+        What the host takes for a launch that no CUDA graph makes.
     """
 
     bytes_per_second: float
     flops_per_second: float
     name: str = "device"
+    kernel_seconds: float = 0.0
+    launch_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        _at_least("Hardware.kernel_seconds", self.kernel_seconds, 0)
+        _at_least("Hardware.launch_seconds", self.launch_seconds, 0)
         for field in ("bytes_per_second", "flops_per_second"):
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0):
@@ -70,8 +92,9 @@ HARDWARE = {
 
 
 def roofline_seconds(work: Work, hardware: Hardware) -> float:
-    """Seconds for `work` when memory and arithmetic overlap perfectly."""
-    return max(work.bytes / hardware.bytes_per_second, work.flops / hardware.flops_per_second)
+    """Seconds for `work` when memory and arithmetic overlap perfectly, and kernels not at all."""
+    busy = max(work.bytes / hardware.bytes_per_second, work.flops / hardware.flops_per_second)
+    return busy + work.kernels * hardware.kernel_seconds
 
 
 def decoder_forward(
@@ -99,7 +122,7 @@ def decoder_forward(
     dense = 2 * batch * (new_tokens * model.layer_parameters + logits * model.head_parameters)
     visible_keys = new_tokens * context + new_tokens * (new_tokens + 1) // 2
     attention = 4 * batch * model.layers * model.q_heads * model.head_dim * visible_keys
-    return Work(bytes=weights + embedded + kv, flops=dense + attention)
+    return Work(weights + embedded + kv, dense + attention, LAYER_KERNELS * model.layers)
 
 
 def prefill(model: ModelDimensions, prompt_tokens: int, batch: int = 1) -> Work:
@@ -267,6 +290,7 @@ def what_would_pruning_buy(
     unpruned_accept_length: float | None = None,
     query_rows: int = 256,
     extras: float = 0.0,
+    launches: int = 0,
 ) -> PruningReport:
     """Compare plain decoding, an unpruned draft and a pruned draft on one machine.
 
@@ -291,6 +315,8 @@ def what_would_pruning_buy(
         Score at most this many text rows after the video.
     extras
         Unmodelled work of a round, in target decode steps.
+    launches
+        Of a round beside the models' passes, more than plain decoding makes.
 
     Raises
     ------
@@ -305,6 +331,7 @@ def what_would_pruning_buy(
     _at_least("batch", batch, 1)
     _at_least("new_tokens", new_tokens, 1)
     _at_least("query_rows", query_rows, 1)
+    _at_least("launches", launches, 0)
     kept = video_token_budget(video_tokens, retention)
     prompt = video_tokens + text_tokens
     middle = new_tokens // 2
@@ -317,6 +344,7 @@ def what_would_pruning_buy(
     plain_first += seconds(prefill(target, prompt, batch))
     target_step = seconds(verify(target, 1, prompt + middle, batch))
     verify_step = seconds(verify(target, draft_tokens, prompt + middle, batch))
+    around = extras + launches * hardware.launch_seconds / target_step
     draft_vision = seconds(vision_encode(draft, video_tokens, batch))
     score = 0.0
     if video_tokens:
@@ -340,7 +368,7 @@ def what_would_pruning_buy(
         scored: float, prefilled: float, prompt_tokens: int, step: float, accepted: float
     ) -> ServingPath:
         speedup = decode_speedup(
-            accepted, draft_steps, target_step / step, verify_step / target_step, extras
+            accepted, draft_steps, target_step / step, verify_step / target_step, around
         )
         first, start = plain_first + scored, draft_vision + prefilled
         return path(first, start, speedup, prompt_tokens + new_tokens)

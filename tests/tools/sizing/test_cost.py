@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specvlm_sglang.tools.sizing.cost import (
+    LAYER_KERNELS,
     Hardware,
     Work,
     decode_speedup,
@@ -122,13 +123,33 @@ def test_tiny_scoring_is_the_one_counted_by_hand():
 
 
 def test_work_adds_up():
-    assert Work(1, 2) + Work(10, 20) == Work(11, 22)
+    assert Work(1, 2, 3) + Work(10, 20, 30) == Work(11, 22, 33)
 
 
 def test_the_roofline_takes_the_slower_of_memory_and_arithmetic():
     hardware = Hardware(bytes_per_second=10, flops_per_second=100)
     assert roofline_seconds(Work(50, 100), hardware) == 5
     assert roofline_seconds(Work(10, 1000), hardware) == 10
+
+
+def test_kernels_take_their_own_time_where_it_is_given():
+    hardware = Hardware(bytes_per_second=10, flops_per_second=100, kernel_seconds=0.5)
+    assert roofline_seconds(Work(50, 100, kernels=4), hardware) == 7
+    step = verify(TINY, 1, 28, 2)
+    assert step.kernels == 2 * LAYER_KERNELS
+    with pytest.raises(ValueError, match=r"kernel_seconds is -1"):
+        Hardware(1.0, 1.0, kernel_seconds=-1)
+
+
+def test_launches_of_a_round_are_added_to_it_alone():
+    slow = dataclasses.replace(H100, launch_seconds=1e-4)
+    without, launched = ask(), ask(hardware=slow, launches=10)
+    accepted = 4.4
+    assert launched.plain == without.plain
+    more = accepted * (launched.pruned.seconds_per_token - without.pruned.seconds_per_token)
+    assert more == pytest.approx(1e-3)
+    with pytest.raises(ValueError, match="launches is -1"):
+        ask(launches=-1)
 
 
 def test_a_ten_step_chain_at_c_5_gives_the_published_speedup():
