@@ -10,7 +10,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_pha
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from specvlm_sglang.config import DEFAULT_NUM_STEPS, SpecVLMConfig
+from specvlm_sglang.config import DEFAULT_MOST_STEPS, DEFAULT_NUM_STEPS, SpecVLMConfig
 from specvlm_sglang.host import adaptive, attention_default, contract, memory_budget
 from specvlm_sglang.host.request_validation import NO_HIDDEN_STATES
 from specvlm_sglang.models.pair import check_pair, check_self
@@ -190,6 +190,7 @@ class SpecVLMAlgorithm(CustomSpecAlgo):
         frontend_video.install(PREFIX, decode_frames)
         # Before the tree: such a backend brings its own page size, which the user did not set.
         check_attention_backends(server_args)
+        resolve_pace(server_args)
         resolve_tree(server_args)
         resolve_prefill_graphs(server_args)
         if server_args.speculative_draft_model_path is None:
@@ -318,6 +319,27 @@ def why_not_adaptive(server_args: Any) -> str | None:
             "only chains change their length"
         )
     return None
+
+
+def resolve_pace(server_args: Any) -> None:
+    """Let a chain whose length nobody gave follow what rounds cost, up to `DEFAULT_MOST_STEPS`.
+
+    On a GPU only with ``--speculative-adaptive``: it has not run on one, and each number of steps
+    captures CUDA graphs of its own.
+    """
+    shape = (server_args.speculative_num_steps, server_args.speculative_num_draft_tokens)
+    if shape != (None, None) or (server_args.speculative_eagle_topk or 1) > 1:
+        return
+    if server_args.device == "cpu":
+        server_args.speculative_adaptive = True
+    if server_args.speculative_adaptive:
+        server_args.speculative_num_steps = DEFAULT_MOST_STEPS
+        logger.info(
+            "%s: 0 to %d draft tokens a round, as rounds turn out to cost; "
+            "--speculative-num-steps fixes their number",
+            NAME,
+            DEFAULT_MOST_STEPS,
+        )
 
 
 def resolve_tree(server_args: Any) -> None:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 DEFAULT_NUM_STEPS = 3
-"""``--speculative-num-steps`` where it is not given."""
+"""``--speculative-num-steps`` where it is not given, of a tree or a chain of fixed length."""
+DEFAULT_MOST_STEPS = 5
+"""The same of a chain whose length follows what rounds cost."""
 POSITIONS = ("contiguous", "original")
 DRAFTS = ("model", "self")
 _TRUE = ("1", "true", "yes", "on")

@@ -17,6 +17,7 @@ from specvlm_sglang.algorithm import (
     SpecVLMAlgorithm,
     refuse_drafting_for_itself,
     refuse_unsupported,
+    resolve_pace,
     resolve_tree,
     why_not_adaptive,
 )
@@ -190,7 +191,7 @@ def test_features_that_were_switched_off_explicitly_are_no_reason_to_refuse(
         enable_lora=False,
     )
     arguments.resolve_once()
-    assert resolving_view(arguments).speculative_num_draft_tokens == 4
+    assert resolving_view(arguments).speculative_num_draft_tokens == 6
 
 
 @pytest.mark.parametrize("draft", [None, "self"])
@@ -200,7 +201,7 @@ def test_a_target_without_a_draft_model_drafts_for_itself(
     monkeypatch.setenv("SPECVLM_DRAFT", draft or "")
     resolved = resolve(*pair[:4])
     assert resolved.speculative_draft_model_path is None
-    assert tuple(getattr(resolved, name) for name in TREE_FIELDS) == (3, 1, 4)
+    assert tuple(getattr(resolved, name) for name in TREE_FIELDS) == (5, 1, 6)
 
 
 def test_a_draft_model_and_what_drafts_must_agree(
@@ -283,7 +284,7 @@ def test_layers_that_draft_are_those_of_a_target_that_drafts_for_itself(
 def test_a_good_pair_resolves_to_a_chain_without_overlap_on_a_cpu(pair: list[str]) -> None:
     resolved = resolve(*pair, "--enable-mixed-chunk")
     refuse_unsupported(resolved)
-    assert tuple(getattr(resolved, name) for name in TREE_FIELDS) == (3, 1, 4)
+    assert tuple(getattr(resolved, name) for name in TREE_FIELDS) == (5, 1, 6)
     assert resolved.disable_overlap_schedule is True
     assert resolved.enable_mixed_chunk is False
     assert resolve(*pair, "--max-running-requests=3").max_running_requests == 3
@@ -347,11 +348,37 @@ def test_the_scheduler_can_relay_its_batches() -> None:
     assert isinstance(algorithm.create_future_map("cpu", table), FutureMap)
 
 
+def test_a_chain_on_a_cpu_follows_its_costs_unless_its_length_is_given(pair: list[str]) -> None:
+    for flags in ((), ("--speculative-adaptive",), ("--speculative-eagle-topk", "1")):
+        found = resolve(*pair, *flags)
+        assert found.speculative_adaptive
+        assert (found.speculative_num_steps, found.speculative_num_draft_tokens) == (5, 6)
+    for flags in (
+        ("--speculative-num-steps", "3"),
+        ("--speculative-num-draft-tokens", "4"),
+        ("--speculative-eagle-topk", "4"),
+    ):
+        found = resolve(*pair, *flags)
+        assert not found.speculative_adaptive
+        assert found.speculative_num_steps == 3
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(False, None), (True, 5)])
+def test_a_chain_on_a_gpu_follows_its_costs_where_that_is_asked_for(
+    asked: bool, steps: int | None
+) -> None:
+    arguments = SimpleNamespace(
+        device="cuda",
+        speculative_adaptive=asked,
+        speculative_num_steps=None,
+        speculative_num_draft_tokens=None,
+        speculative_eagle_topk=None,
+    )
+    resolve_pace(arguments)
+    assert (arguments.speculative_adaptive, arguments.speculative_num_steps) == (asked, steps)
+
+
 def test_adaptive_chains_keep_our_number_of_steps_as_their_most(pair: list[str]) -> None:
-    assert not resolve(*pair).speculative_adaptive
-    found = resolve(*pair, "--speculative-adaptive")
-    assert found.speculative_adaptive
-    assert (found.speculative_num_steps, found.speculative_num_draft_tokens) == (3, 4)
     found = resolve(*pair, "--speculative-adaptive", "--speculative-num-steps", "4")
     assert found.speculative_adaptive
     assert found.speculative_num_draft_tokens == 5

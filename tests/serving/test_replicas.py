@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.serving, pytest.mark.slow]
 NEW_TOKENS = 48
 CLIPS = 4
 COMMON = ("--dtype", "float32", "--specvlm-exact-vision", "--enable-metrics")
-SPECVLM = (*COMMON, *specvlm_arguments(demo.draft_path()))
+SPECVLM = (*COMMON, *specvlm_arguments(demo.draft_path(), steps=3))
 Messages = list[dict[str, Any]]
 
 

@@ -78,7 +78,7 @@ def test_every_phase_is_a_span_within_the_requests_own_trace(
     clip = tmp_path / "clip.mp4"
     scene = demo.make_clip(clip, 9_000_000_000)
     launch = (
-        *specvlm_arguments(demo.draft_path()),
+        *specvlm_arguments(demo.draft_path(), steps=3),
         *("--enable-trace", "--otlp-traces-endpoint", collector.url),
     )
     protocol = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}

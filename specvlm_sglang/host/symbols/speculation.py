@@ -74,6 +74,7 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
             "max_running_requests",
             "mm_attention_backend",
             "speculative_eagle_topk",
+            "speculative_adaptive",
             "speculative_num_draft_tokens",
             "speculative_num_steps",
         ),
