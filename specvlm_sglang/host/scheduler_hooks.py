@@ -12,6 +12,7 @@ from typing import Any
 from specvlm_sglang.host import (
     contract,
     first_token,
+    mamba_states,
     min_p,
     penalty_order,
     prefill_only,
@@ -34,6 +35,7 @@ def install(worker: Any) -> None:
     min_p.install()
     penalty_order.install()
     verification.install()
+    mamba_states.install()
     prefill_only.install()
     stops.install()
     sessions.install(worker)

@@ -382,6 +382,13 @@ SPECULATION: dict[str, tuple[Symbol, ...]] = {
         *fields(f"{_PENALTIES}:BatchedPenalizerOrchestrator", "penalizers"),
         Symbol(f"{_PENALTIES}:_BatchedPenalizer.is_multiplicative"),
     ),
+    "mamba states": (
+        Symbol(
+            "sglang.srt.speculative.spec_utils:commit_mamba_states_after_verify",
+            ("target_worker", "batch"),
+        ),
+        Symbol("sglang.srt.configs.hybrid_arch:mambaish_config", ("model_config",)),
+    ),
     "verification": (
         Symbol(
             "sglang.srt.speculative.eagle_utils:eagle_sample",
