@@ -1,9 +1,10 @@
 """The adaptive server beside plain decoding and fixed numbers of steps, one load after another.
 
     python -m benchmarks.pacing --out benchmarks/results/pacing [--draft useless]
-        [--costs "40,0.4,32;3,0.05,32"] [--at-once 1 4 16 32] [--tokens 4 16 64 256] [--rounds 2]
+        [--costs "40,0.4,32;3,0.05,32"] [--parameters 200M] [--at-once 1 4 16 32]
+        [--tokens 4 16 64 256] [--rounds 2]
 
-The shipped pair in float32. With ``--costs`` passes take simulated times (`injected`); without,
+The shipped pair in float32, its target enlarged by ``--parameters``. With ``--costs`` passes take simulated times (`injected`); without,
 what this machine needs. So many clients ask at once, each one request after another: of short
 answers three, of long ones one. A gain is plain decoding's seconds over a server's, until the last answer is there: the
 geometric mean over rounds, each of clips of its own; of the latency, a median request's. The best of
@@ -20,6 +21,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from benchmarks.pacing import injected
 from benchmarks.pacing.run import (
     ADAPTIVE,
@@ -35,6 +38,8 @@ from benchmarks.pacing.run import (
 from specvlm_sglang.tools import demo
 from specvlm_sglang.tools.bench.environment import commit, cpu_name
 from specvlm_sglang.tools.bench.intervals import Interval
+from specvlm_sglang.tools.demo.enlarge import parse_count
+from specvlm_sglang.tools.pair import choose_pair
 
 
 def main() -> None:
@@ -50,10 +55,11 @@ def main() -> None:
         if options.costs:
             costs = injected.Costs.parse(options.costs)
             environment = injected.install(folder / "plugin", costs)
+        pair = choose_pair(None, None, options.parameters, Console())
         draft = demo.draft_path()
         if options.draft == "useless":
             draft = useless(draft, folder / "draft")
-        with servers(draft, options.steps, folder, environment) as urls:
+        with servers(pair.target, draft, options.steps, folder, environment) as urls:
             clients = Clients(folder)
             clients.fill_caches(urls)
             mix = measure_trace(clients, urls, trace) if options.repeats else {}
@@ -70,6 +76,7 @@ def main() -> None:
     record = {
         "draft": options.draft,
         "costs": options.costs,
+        "pair": pair.note,
         "commit": commit(Path(__file__).parent),
         "machine": cpu_name(),
         "mixed_seconds": mix,
@@ -153,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for data and table")
     add("--draft", choices=("trained", "useless"), default="trained")
     add("--costs", default="", help=f"of a pass, as {injected.VARIABLE} has them")
+    add("--parameters", type=parse_count, default=0, help="of the target, such as 200M; 0: as it is")
     add("--at-once", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     add("--tokens", type=int, nargs="+", default=[4, 16, 64, 256])
     add("--steps", type=int, nargs="+", default=[1, 3, 5], help="fixed numbers of steps")

@@ -94,7 +94,7 @@ def useless(draft: Path, directory: Path) -> Path:
 
 @contextmanager
 def servers(
-    draft: Path, fixed: Sequence[int], folder: Path, environment: Mapping[str, str]
+    target: str, draft: Path, fixed: Sequence[int], folder: Path, environment: Mapping[str, str]
 ) -> Iterator[dict[str, str]]:
     """URLs of a plain server, one for each fixed number of steps, and an adaptive one."""
     common = common_arguments("float32", kv_tokens=KV_TOKENS)
@@ -105,9 +105,7 @@ def servers(
         started = {}
         for name, arguments in wanted.items():
             log = folder / f"{name}.log"
-            server = Server(
-                demo.target_path(), (*common, *arguments), log=log, environment=environment
-            )
+            server = Server(target, (*common, *arguments), log=log, environment=environment)
             started[name] = stack.enter_context(server)
             wait_until_ready((server,))
         yield {name: server.url for name, server in started.items()}
