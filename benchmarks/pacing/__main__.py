@@ -4,11 +4,12 @@
         [--costs "40,0.4,32;3,0.05,32"] [--parameters 200M] [--at-once 1 4 16 32]
         [--tokens 4 16 64 256] [--rounds 2]
 
-The shipped pair in float32, its target enlarged by ``--parameters``. With ``--costs`` passes take simulated times (`injected`); without,
-what this machine needs. So many clients ask at once, each one request after another: of short
-answers three, of long ones one. A gain is plain decoding's seconds over a server's, until the last answer is there: the
-geometric mean over rounds, each of clips of its own; of the latency, a median request's. The best of
-the others is known only afterwards, from the same rounds.
+The shipped pair in float32, its target enlarged by ``--parameters``. With ``--costs`` passes take
+simulated times (`injected`); without, what this machine needs. So many clients ask at once, each
+one request after another: of short answers three, of long ones one. A gain is plain decoding's
+seconds over a server's, until the last answer is there: the geometric mean over rounds, each of
+clips of its own; of the latency, a median request's. The best of the others is known only
+afterwards, from the same rounds.
 """
 
 from __future__ import annotations
@@ -130,9 +131,7 @@ def _to_best(rows: Sequence[dict[str, Any]], names: Sequence[str], what: str) ->
     return _gain(rows, ADAPTIVE, max(gains, key=lambda name: gains[name]), what)
 
 
-def _gain(
-    rows: Sequence[dict[str, Any]], name: str, other: str, what: str = "seconds"
-) -> Interval:
+def _gain(rows: Sequence[dict[str, Any]], name: str, other: str, what: str = "seconds") -> Interval:
     """What ``other`` takes over what ``name`` does, round by round.
 
     Raises
@@ -160,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for data and table")
     add("--draft", choices=("trained", "useless"), default="trained")
     add("--costs", default="", help=f"of a pass, as {injected.VARIABLE} has them")
-    add("--parameters", type=parse_count, default=0, help="of the target, such as 200M; 0: as it is")
+    add(
+        "--parameters", type=parse_count, default=0, help="of the target, such as 200M; 0: as it is"
+    )
     add("--at-once", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     add("--tokens", type=int, nargs="+", default=[4, 16, 64, 256])
     add("--steps", type=int, nargs="+", default=[1, 3, 5], help="fixed numbers of steps")

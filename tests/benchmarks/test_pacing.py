@@ -72,7 +72,5 @@ def test_the_table_sets_the_adaptive_server_against_the_best_of_the_others() -> 
     mix = {"plain": 10.0, "3 steps": 12.0, "adaptive": 8.0}
     *_, load, mixed_row = table({"measured": rows, "mixed_seconds": mix}).splitlines()
     # Rounds are paired: 4.0 / 2.4 and 6.0 / 2.6 of plain, 2.0 / 2.4 and 3.0 / 2.6 of the best.
-    assert load == (
-        "| 4 | 64 | 2.00x | 1.96x | 0.98x [0.12, 7.75] | 0.98x [0.12, 7.75] | 3, 4 |"
-    )
+    assert load == "| 4 | 64 | 2.00x | 1.96x | 0.98x [0.12, 7.75] | 0.98x [0.12, 7.75] | 3, 4 |"
     assert mixed_row == "| mixed | mixed | 0.83x | 1.25x | 1.25 | | |"
