@@ -36,7 +36,7 @@ KEPT_ACCEPTANCE = 0.9
 """The paper: at 90 % pruned the draft keeps about so much of the unpruned accept length."""
 
 
-ROUND_LAUNCHES = 67
+ROUND_LAUNCHES = 60
 """Of a steady round of a chain of three beside the models' passes, two requests, without CUDA
 graphs, which would make fewer: counted on `cuda` tensors without contents
 (``tests/test_fake_cuda.py``). Those of plain decoding are not taken off."""

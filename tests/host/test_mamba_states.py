@@ -28,14 +28,14 @@ class Config:
 def committed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """What SGLang's own function was called with, in a process with the hook."""
 
-    def find(config: Config) -> object:
-        config.asked += 1
-        return config.states
+    def find(model_config: Config) -> object:
+        model_config.asked += 1
+        return model_config.states
 
     calls: list[tuple[Any, ...]] = []
 
-    def commit(target_worker: Any, *args: Any, **kwargs: Any) -> None:
-        calls.append((target_worker, *args, kwargs))
+    def commit(target_worker: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+        calls.append((target_worker, batch, *args, kwargs))
 
     with unhooked((MODULE, FUNCTION)):
         own = spec_utils.commit_mamba_states_after_verify
