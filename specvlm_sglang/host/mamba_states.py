@@ -1,7 +1,7 @@
 """States of linear attention after a verification: asked for once, not in every round.
 
 SGLang 0.5.23 finds out from a target's configuration, after every verification anew, that it has no
-such states: a quarter of a millisecond of the host, more than the rest of a round's bookkeeping.
+such states: 4 % of a round of a tiny model on a CPU, by a profile.
 """
 
 from __future__ import annotations
