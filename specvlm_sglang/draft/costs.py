@@ -18,8 +18,6 @@ AGEING, MOST_PATIENCE = 1 / 256, 4
 _BETWEEN, _BEYOND, _PER_DOUBLING, _GUESSED = 0.1, 0.5, 0.25, 1.0
 _GUESSED_STEP_COST = 0.05
 """Of a plain step, for each draft token, where nothing was measured."""
-_LEAST = 0.2
-"""A round takes at least this share of the nearest one that was measured."""
 _RECENT, _NOISE_WEIGHT = 7, 0.05
 _STEADY, _RENEWED, _NOISES = _RECENT + 1, 3, 2.0
 """Rounds of the same steps after which what changes is believed to change for any steps, and rounds
@@ -27,7 +25,7 @@ of others that can refute it, by so many times the noise of their mean."""
 _NEWEST = 16
 """Of which `Undisturbed` takes the lower quartile."""
 _SURPRISE = 2.0
-"""One round alone counts for at most so many times what was expected of it."""
+"""One round alone counts for at most so many times what might have been expected of it."""
 
 
 def most_gain(steps: int, draft_over_plain: float) -> float:
@@ -68,6 +66,11 @@ class Estimate(NamedTuple):
 
     seconds: float
     doubt: float
+
+    @property
+    def most(self) -> float:
+        """What it may take: as many times longer as it may be shorter."""
+        return self.seconds * (1 + self.doubt)
 
 
 @dataclass
@@ -164,12 +167,13 @@ class RoundCosts:
     def note(self, size: int, steps: int, seconds: float) -> None:
         """A round took ``seconds``; that a single one took far longer is not believed."""
         known = any(there.cells for there in self._sizes.values())
-        expected = self.estimate(size, steps).seconds if known else seconds
+        found = self.estimate(size, steps) if known else Estimate(seconds, 0.0)
+        expected = found.seconds
         here = self._sizes.setdefault(size, _Size())
         here.rounds += 1
         cell = here.cells.get(steps)
         if cell is None:
-            first = min(seconds, _SURPRISE * expected)
+            first = min(seconds, _SURPRISE * found.most)
             here.cells[steps] = _Cell(deque([first], maxlen=_RECENT), 1, here.rounds)
             return
         if cell.drift != 1 and cell.at != here.rounds - 1:
@@ -271,4 +275,6 @@ def _along(known: dict[int, float], steps: int) -> Iterator[Estimate]:
     slope = max(0.0, (known[other] - known[nearest]) / (other - nearest))
     seconds = known[nearest] + slope * (steps - nearest)
     doubt = _BETWEEN if below is not None and above is not None else _BEYOND
-    yield Estimate(max(seconds, _LEAST * known[nearest]), doubt)
+    # Were a draft step and a row as dear as a plain step, it would be this share.
+    least = min(1.0, (steps + 1) / (nearest + 1))
+    yield Estimate(max(seconds, least * known[nearest]), doubt)

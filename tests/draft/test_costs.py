@@ -49,8 +49,10 @@ def test_what_was_measured_is_a_mean_that_a_hiccup_does_not_move() -> None:
 
 def test_a_hiccup_in_the_first_round_of_a_size_is_not_believed() -> None:
     costs = known(s8_0=1.0, s8_1=1.2, s16_0=1.0)
+    expected, doubt = costs.estimate(16, 1)
     costs.note(16, 1, 50.0)
-    assert costs.estimate(16, 1).seconds == pytest.approx(2.4)
+    assert costs.estimate(16, 1).seconds == pytest.approx(2 * expected * (1 + doubt))
+    assert expected == pytest.approx(1.2)
     costs.note(16, 1, 1.2)
     assert costs.estimate(16, 1).seconds == pytest.approx(1.2)
     # Nothing was expected of the very first round of a server.
@@ -79,9 +81,18 @@ def test_between_and_beyond_two_numbers_of_steps_lies_a_line() -> None:
     assert between.seconds == pytest.approx(1.6)
     assert below.seconds == pytest.approx(1.0)
     assert between.doubt < below.doubt
-    # Fewer steps never take longer, and no round takes nothing.
+    # Fewer steps never take longer, and no draft step is dearer than a plain one.
     assert known(s1_1=3.0, s1_5=2.0).estimate(1, 0).seconds == pytest.approx(3.0)
-    assert known(s1_3=1.0, s1_5=9.0).estimate(1, 0).seconds == pytest.approx(0.2)
+    assert known(s1_3=1.0, s1_5=9.0).estimate(1, 0).seconds == pytest.approx(0.25)
+    assert known(s1_3=1.0, s1_5=9.0).estimate(1, 1).seconds == pytest.approx(0.5)
+
+
+def test_a_poor_guess_does_not_hold_down_what_is_timed() -> None:
+    # Videos were being decoded beside the two requests: a line through these says little of 1 step.
+    costs = known(s16_1=0.068, s2_3=0.072, s2_5=0.229)
+    costs.note(1, 1, 0.068)
+    assert costs.estimate(1, 1).seconds == 0.068
+    assert costs.estimate(1, 0).seconds >= 0.034
 
 
 def test_where_one_or_nothing_was_measured_it_is_a_guess() -> None:
