@@ -11,8 +11,9 @@ HORIZON = 32
 _WEIGHT, _GUESS = 0.05, 0.7
 _STALE = 32
 """Drafted rounds that did not reach a depth, after which its next results count as new."""
-_MOST_AT_ONCE = 8
-"""Requests of a round that count, each as one more result."""
+_MOST_AT_ONCE = 4
+"""Requests of a round that count, each as one more result: they may be at the same place of like
+answers, and then say little more than one."""
 
 
 class DepthAcceptance:
@@ -70,8 +71,8 @@ class DepthAcceptance:
             self._samples[depth] += 1
             share = sum(one > depth for one in correct) / reached
             # Many requests say more than one; early rounds say more than a guess.
-            weight = max(_WEIGHT, 1 / (self._samples[depth] + 1))
-            weight = 1 - (1 - weight) ** min(reached, _MOST_AT_ONCE)
+            steady = 1 - (1 - _WEIGHT) ** min(reached, _MOST_AT_ONCE)
+            weight = max(steady, 1 / (self._samples[depth] + 1))
             self._known[depth] = known + weight * (share - known)
 
 

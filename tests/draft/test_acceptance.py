@@ -32,12 +32,29 @@ def test_acceptance_of_a_depth_that_was_long_unseen_is_learned_anew() -> None:
         known.learn(3, [3])
     assert known.by_depth[0] > 0.6
     assert known.by_depth[1] == known.by_depth[2] > 0.7
-    # Requests that run together say as much as rounds.
-    many = DepthAcceptance(1)
-    for _ in range(40):
-        many.learn(1, [1] * 8)
-    many.learn(1, [0] * 8)
-    assert 0.6 < many.by_depth[0] < 0.7
+
+
+@pytest.mark.parametrize("before", [0, 40, 1000])
+def test_requests_at_the_same_place_of_like_answers_do_not_settle_it_in_one_round(
+    before: int,
+) -> None:
+    known = DepthAcceptance(1)
+    for _ in range(before):
+        known.learn(1, [1] * 16)
+    # Long unseen, or not: half of what was believed stays.
+    for unseen in (0, 40):
+        for _ in range(unseen):
+            known.learn(0, [0] * 16)
+        believed = known.by_depth[0]
+        known.learn(1, [0] * 16)
+        assert known.by_depth[0] >= believed / 2
+        for _ in range(before):
+            known.learn(1, [1] * 16)
+    # Four of them say more than one.
+    one, four = taught(1, steps=1), taught(1, steps=1)
+    one.learn(1, [0])
+    four.learn(1, [0] * 4)
+    assert four.by_depth[0] < one.by_depth[0] - 0.1
 
 
 def test_shares_are_those_of_the_rounds() -> None:
@@ -54,7 +71,7 @@ def test_what_nothing_is_known_of_is_as_elsewhere() -> None:
     known = DepthAcceptance(3, like=other)
     assert known.by_depth == other.by_depth
     known.learn(1, [0] * 8)
-    assert known.by_depth[0] < 0.1
+    assert known.by_depth[0] == pytest.approx(other.by_depth[0] / 2)
     assert known.by_depth[1:] == other.by_depth[1:]
 
 
